@@ -1,0 +1,9 @@
+//! The file system interface that volumes are presented through, in plain Rust types.
+//!
+//! It knows no volume, no kernel and does no IO. Two implementations exist: `remora-volume`, and the in-memory
+//! [`memfs::MemFs`], which is the oracle of the model tests and lets the FUSE adapter be tested alone.
+
+pub mod errno;
+pub mod attr;
+pub mod filesystem;
+pub mod memfs;

@@ -1,0 +1,2 @@
+//! The remora test network.
+fn main() {}
