@@ -1,0 +1,1 @@
+//! A kernel-facing adapter: FUSE requests in, calls of the file system trait out.

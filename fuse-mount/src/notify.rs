@@ -1,0 +1,1 @@
+//! Notifications to the kernel: what it must forget.

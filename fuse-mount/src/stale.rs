@@ -1,0 +1,1 @@
+//! Mounts whose server is gone.
