@@ -1,1 +1,7 @@
-//! Placeholder root; modules follow.
+//! UnixFS files and directories as content-addressed blocks; pure: same bytes in, same CID out, for ever.
+//!
+//! The crate owns the shape of trees: how bytes become leaves and nodes, how names become directories and shards, and where the
+//! POSIX attributes of a volume ride along. It reads and writes blocks only through [`block::BlockSource`] and
+//! [`block::BlockSink`], and never trusts what it reads: every length, depth and count is bounded before memory is taken for it.
+
+pub mod block;
