@@ -1,0 +1,16 @@
+//! What a volume asks of the place where blocks live.
+
+use std::io;
+
+use remora_dag::block::{BlockSink, BlockSource};
+
+/// Blocks that can be read, kept and made durable.
+///
+/// *Reading* may go to the network: `get` and `get_range` answer a verified block or fail after a deadline of the
+/// implementation (30 s in the daemon), and the reader of the volume gets `EIO`. They are called without any lock held.
+pub trait BlockStore: BlockSource + BlockSink + 'static {
+    /// Makes every block that was put before durable on this host.
+    ///
+    /// *Errors*: a failed sync is final for those blocks; the volume steps down.
+    fn sync(&self) -> io::Result<()>;
+}

@@ -1,0 +1,120 @@
+//! What a volume is opened with, and what it says about itself.
+
+use std::fmt;
+use std::sync::Arc;
+
+use cid::Cid;
+use remora_store::log::Log;
+
+use crate::clock::{Clock, SystemClock};
+use crate::commit::{Digest, Tip};
+use crate::journal::blocks::BlockStore;
+use crate::journal::durability::{Durability, NoReplicas, Replicator};
+
+/// Bytes of the disk that holds the store.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Space {
+    /// In all.
+    pub total: u64,
+    /// Free.
+    pub free: u64,
+}
+
+/// The tree a chain of commits starts from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Base {
+    /// The CID of the `Tree` block.
+    pub tree: Cid,
+    /// The last commit it contains; 0 for the first tree of a volume.
+    pub seq: u64,
+    /// The term of that commit; 0 for the first tree.
+    pub term: u64,
+    /// The digest of that commit; for the first tree, the digest in the tree's CID.
+    pub digest: Digest,
+}
+
+/// Everything [`crate::volume::Volume::open`] needs.
+#[derive(Clone)]
+pub struct VolumeOptions {
+    /// The volume's id.
+    pub id: [u8; 16],
+    /// The term of this writer; every commit it makes carries it.
+    pub term: u64,
+    /// The log of this volume on this host; holds commits and nothing else.
+    pub log: Arc<Log>,
+    /// Blocks, here or elsewhere.
+    pub blocks: Arc<dyn BlockStore>,
+    /// Where the chain starts; used only while the log is empty.
+    pub base: Base,
+    /// The most bytes of file content; `None` for no limit.
+    pub size_limit: Option<u64>,
+    /// When an fsync may return.
+    pub durability: Durability,
+    /// Where commits go besides the local log.
+    pub replicator: Arc<dyn Replicator>,
+    /// The clocks.
+    pub clock: Arc<dyn Clock>,
+    /// The space left on the store's disk.
+    pub space: Arc<dyn Fn() -> Space + Send + Sync>,
+    /// Below this many free bytes nothing new is written; `None` for the larger of 256 MiB and 5 %.
+    pub reserve_bytes: Option<u64>,
+    /// Whether threads of the volume cut, sync and checkpoint by themselves. Without, only calls do.
+    pub background: bool,
+}
+
+impl VolumeOptions {
+    /// Local durability, no replicas, the machine's clocks, unlimited space, background threads.
+    #[must_use]
+    pub fn new(id: [u8; 16], term: u64, log: Arc<Log>, blocks: Arc<dyn BlockStore>, base: Base) -> Self {
+        VolumeOptions {
+            id,
+            term,
+            log,
+            blocks,
+            base,
+            size_limit: None,
+            durability: Durability::Local,
+            replicator: Arc::new(NoReplicas),
+            clock: Arc::new(SystemClock::default()),
+            space: Arc::new(|| Space { total: u64::MAX / 2, free: u64::MAX / 2 }),
+            reserve_bytes: None,
+            background: true,
+        }
+    }
+}
+
+impl fmt::Debug for VolumeOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VolumeOptions")
+            .field("id", &self.id)
+            .field("term", &self.term)
+            .field("base", &self.base)
+            .field("durability", &self.durability)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a volume says about itself.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct VolumeStatus {
+    /// The last commit appended to the local log.
+    pub tip: Tip,
+    /// The last commit that is durable under the volume's rule.
+    pub durable_seq: u64,
+    /// The last commit that is on this host's disk.
+    pub synced_seq: u64,
+    /// The tree that newer commits are replayed over.
+    pub base: Cid,
+    /// The last commit that `base` contains.
+    pub base_seq: u64,
+    /// Bytes of ops that are applied and not yet durable.
+    pub pending_bytes: u64,
+    /// Bytes of ops since `base_seq`.
+    pub tail_bytes: u64,
+    /// Inodes in use.
+    pub inodes: u64,
+    /// Bytes of file content.
+    pub bytes: u64,
+    /// Why the volume stepped down; `None` while it works.
+    pub failed: Option<String>,
+}
