@@ -1,0 +1,1 @@
+//! A small client of this host's own container engine.
