@@ -5,3 +5,29 @@
 //! [`block::BlockSink`], and never trusts what it reads: every length, depth and count is bounded before memory is taken for it.
 
 pub mod block;
+
+mod varint;
+
+pub mod dagpb;
+
+pub mod unixfs;
+
+pub mod errors;
+
+pub mod profile;
+
+mod layers;
+
+pub mod zero;
+
+pub mod file;
+
+pub mod read;
+
+pub mod posix;
+
+pub mod hamt;
+
+pub mod directory;
+
+pub mod list;

@@ -1,0 +1,422 @@
+//! Directories: entries by name, in one block or as a HAMT of shards, with or without POSIX rows.
+//!
+//! What always holds:
+//! * the root's CID depends on the set of entries and the profile alone, not on the order in which they came or on what was there
+//!   before: [`update_dir`] gives what [`build_dir`] of the resulting set gives;
+//! * a directory becomes a HAMT by the size of its block *without* POSIX rows, and sizes in links count blocks without rows,
+//!   so that a volume's tree has the shape of the plain tree of the same content;
+//! * a decoded node holds no name that a file system must not see, and no name twice.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use cid::Cid;
+
+use crate::block::{BLOCK_BYTES_MAX, BlockSink, BlockSource, Codec};
+use crate::dagpb::{self, Link};
+use crate::errors::{Damaged, Malformed, ReadError, WriteError};
+use crate::hamt::{Load, MemShard, name_hash};
+use crate::posix::{Row, decode_rows, encode_rows};
+use crate::profile::{HAMT_BYTES, HAMT_FANOUT, HamtRule, Profile};
+use crate::unixfs::{self, Data, HAMT_MURMUR3, NodeType};
+
+/// One name in a directory.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Entry {
+    /// The name: not empty, not `.` or `..`, without `/` and NUL.
+    pub name: Vec<u8>,
+    /// What it names.
+    pub cid: Cid,
+    /// The bytes of the target's block and of all below it; a hint.
+    pub tsize: u64,
+    /// Its POSIX side, in directories of volumes.
+    pub row: Option<Row>,
+}
+
+/// A directory (or a shard of one), and what hangs on it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DirRoot {
+    /// The node.
+    pub cid: Cid,
+    /// The bytes of its block without POSIX rows, and of all below it.
+    pub tsize: u64,
+}
+
+/// A decoded directory block.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum DirNode {
+    /// A whole directory: name hashes and entries, sorted by hash, then name.
+    Basic(Vec<(u64, Entry)>),
+    /// A part of one.
+    Shard(ShardNode),
+}
+
+/// A decoded HAMT shard.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ShardNode {
+    /// The number of slots: a power of two, 8 to 1024.
+    pub fanout: u64,
+    /// The slots that are taken, by index, ascending.
+    pub slots: Vec<(u16, Slot)>,
+}
+
+/// What is in a slot of a shard.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Slot {
+    /// An entry.
+    Entry(Entry),
+    /// A shard with all entries whose hashes lead here.
+    Child(DirRoot),
+}
+
+impl ShardNode {
+    /// How many bits of the hash a level takes.
+    #[must_use]
+    pub fn bits(&self) -> u32 {
+        self.fanout.trailing_zeros()
+    }
+
+    /// What is in the slot of this index.
+    #[must_use]
+    pub fn slot(&self, index: u16) -> Option<&Slot> {
+        let place = self.slots.binary_search_by_key(&index, |(index, _)| *index).ok()?;
+        self.slots.get(place).map(|(_, slot)| slot)
+    }
+}
+
+impl DirNode {
+    /// Reads and validates a directory block.
+    ///
+    /// # Errors
+    /// [`Malformed`]: not a directory, or one that breaks a rule.
+    pub fn decode(bytes: &Bytes) -> Result<DirNode, Malformed> {
+        let (links, message) = unixfs::decode_node(bytes)?;
+        match message.node_type() {
+            Some(NodeType::Directory) => decode_basic(links, &message),
+            Some(NodeType::HamtShard) => decode_shard(links, &message),
+            _ => Err(message.unwanted("directory")),
+        }
+    }
+}
+
+/// Whether a directory may hold this name.
+#[must_use]
+pub fn is_name(name: &[u8]) -> bool {
+    !matches!(name, b"" | b"." | b"..") && !name.iter().any(|byte| matches!(byte, 0 | b'/'))
+}
+
+fn rows_of(message: &Data, n: usize) -> Result<Vec<Option<Row>>, Malformed> {
+    match &message.posix {
+        Some(table) => Ok(decode_rows(table, n)?),
+        None => Ok(vec![None; n]),
+    }
+}
+
+fn entry_of(link: &Link, name: &[u8], row: Option<Row>) -> Result<Entry, Malformed> {
+    if !is_name(name) {
+        return Err(Malformed::Name);
+    }
+    Ok(Entry { name: name.to_vec(), cid: link.cid, tsize: link.tsize, row })
+}
+
+fn decode_basic(links: Vec<Link>, message: &Data) -> Result<DirNode, Malformed> {
+    let rows = rows_of(message, links.len())?;
+    let mut entries = Vec::with_capacity(links.len());
+    for (link, row) in links.iter().zip(rows) {
+        entries.push((name_hash(&link.name), entry_of(link, &link.name, row)?));
+    }
+    entries.sort_by(|(a_hash, a), (b_hash, b)| a_hash.cmp(b_hash).then_with(|| a.name.cmp(&b.name)));
+    if entries.windows(2).any(|pair| matches!(pair, [(_, a), (_, b)] if a.name == b.name)) {
+        return Err(Malformed::Duplicate);
+    }
+    Ok(DirNode::Basic(entries))
+}
+
+fn decode_shard(links: Vec<Link>, message: &Data) -> Result<DirNode, Malformed> {
+    let fanout = message.fanout.unwrap_or_default();
+    if !fanout.is_power_of_two() || !(8..=1024).contains(&fanout) {
+        return Err(Malformed::Fanout(fanout));
+    }
+    if message.hash_type != Some(HAMT_MURMUR3) {
+        return Err(Malformed::Shard);
+    }
+    let bits = message.data.clone().unwrap_or_default();
+    let taken = slots_taken(&bits, fanout)?;
+    let width = format!("{:X}", fanout - 1).len();
+    if taken.len() != links.len() {
+        return Err(Malformed::Shard);
+    }
+    let n_entries = links.iter().filter(|link| link.name.len() > width).count();
+    let mut rows = rows_of(message, n_entries)?.into_iter();
+    let mut slots = Vec::with_capacity(links.len());
+    for (index, link) in taken.into_iter().zip(&links) {
+        let name = link.name.strip_prefix(format!("{index:0width$X}").as_bytes()).ok_or(Malformed::Shard)?;
+        let slot = if name.is_empty() {
+            Slot::Child(DirRoot { cid: link.cid, tsize: link.tsize })
+        } else {
+            Slot::Entry(entry_of(link, name, rows.next().flatten())?)
+        };
+        slots.push((index, slot));
+    }
+    Ok(DirNode::Shard(ShardNode { fanout, slots }))
+}
+
+/// The indices of the bits that are set in a big-endian bit field of at most `fanout` bits, ascending.
+fn slots_taken(bits: &[u8], fanout: u64) -> Result<Vec<u16>, Malformed> {
+    if bits.len() as u64 > fanout / 8 {
+        return Err(Malformed::Shard);
+    }
+    let taken = bits.iter().rev().zip(0u16..).flat_map(|(byte, place)| {
+        (0..8u16).filter(move |bit| byte >> bit & 1 == 1).map(move |bit| place * 8 + bit)
+    });
+    Ok(taken.collect())
+}
+
+/// How a directory's size is measured, entry by entry.
+#[derive(Clone, Copy)]
+pub(crate) struct Measure(HamtRule);
+
+impl Measure {
+    /// What a directory without entries has.
+    pub(crate) fn empty(self) -> usize {
+        match self.0 {
+            HamtRule::BlockBytes => 4,
+            HamtRule::LinkBytes => 0,
+        }
+    }
+
+    /// What an entry adds.
+    pub(crate) fn entry(self, entry: &Entry) -> usize {
+        match self.0 {
+            HamtRule::BlockBytes => dagpb::encoded_link_len(&entry.cid, entry.name.len(), entry.tsize),
+            HamtRule::LinkBytes => entry.name.len() + entry.cid.encoded_len(),
+        }
+    }
+}
+
+/// Puts the last touches to a directory block and keeps it.
+pub(crate) fn put_dir_block(
+    profile: Profile,
+    mut links: Vec<u8>,
+    message: Data,
+    rows: Option<Bytes>,
+    below: u64,
+    sink: &dyn BlockSink,
+) -> Result<DirRoot, WriteError> {
+    let plain = message.to_bytes();
+    let plain_len = links.len() + dagpb::encoded_data_len(plain.len());
+    let data = match rows {
+        Some(rows) => Data { posix: Some(rows), ..message }.to_bytes(),
+        None => plain,
+    };
+    dagpb::put_data(&mut links, &data);
+    if links.len() > BLOCK_BYTES_MAX {
+        return Err(WriteError::TooLong { len: links.len() });
+    }
+    let block = profile.seal_node(Bytes::from(links));
+    let root = DirRoot { cid: *block.cid(), tsize: below.saturating_add(plain_len as u64) };
+    sink.put(block)?;
+    Ok(root)
+}
+
+/// Checks an entry and moves xattrs that are too long for its row into a block of their own.
+fn settle(mut entry: Entry, sink: &dyn BlockSink) -> Result<Entry, WriteError> {
+    if !is_name(&entry.name) {
+        return Err(WriteError::Name { name: entry.name });
+    }
+    if let Some(row) = &mut entry.row {
+        if let Some(block) = row.spill()? {
+            sink.put(block)?;
+        }
+    }
+    Ok(entry)
+}
+
+/// Builds a directory.
+///
+/// Extended attributes that are too long for a row are moved into blocks of their own.
+///
+/// # Errors
+/// [`WriteError`]: a name that is not allowed or comes twice, a row that cannot be written, or the sink's.
+pub fn build_dir(
+    profile: Profile,
+    entries: impl IntoIterator<Item = Entry>,
+    sink: &dyn BlockSink,
+) -> Result<DirRoot, WriteError> {
+    let mut by_name = BTreeMap::new();
+    for entry in entries {
+        let entry = settle(entry, sink)?;
+        if let Some(before) = by_name.insert(entry.name.clone(), entry) {
+            return Err(WriteError::Duplicate { name: before.name });
+        }
+    }
+    build_sorted(profile, by_name, sink)
+}
+
+fn build_sorted(
+    profile: Profile,
+    entries: BTreeMap<Vec<u8>, Entry>,
+    sink: &dyn BlockSink,
+) -> Result<DirRoot, WriteError> {
+    let measure = Measure(profile.hamt_rule());
+    let bytes: usize = entries.values().map(|entry| measure.entry(entry)).sum();
+    if measure.empty() + bytes <= HAMT_BYTES {
+        return build_basic(profile, entries.values(), sink);
+    }
+    let mut root = MemShard::default();
+    for entry in entries.into_values() {
+        root.set(&never_stored, 0, entry)?;
+    }
+    root.write(profile, sink)
+}
+
+/// What a HAMT that was never stored reads from: nothing.
+fn never_stored(cid: &Cid) -> Result<DirNode, ReadError> {
+    Err(ReadError::damaged(cid, Malformed::Shard))
+}
+
+fn build_basic<'a>(
+    profile: Profile,
+    entries: impl Iterator<Item = &'a Entry>,
+    sink: &dyn BlockSink,
+) -> Result<DirRoot, WriteError> {
+    let mut links = Vec::new();
+    let mut rows = Vec::new();
+    let mut below = 0u64;
+    for entry in entries {
+        dagpb::put_link(&mut links, &entry.cid, &entry.name, entry.tsize);
+        rows.push(entry.row.as_ref());
+        below = below.saturating_add(entry.tsize);
+    }
+    put_dir_block(profile, links, Data::of(NodeType::Directory), encode_rows(&rows)?, below, sink)
+}
+
+/// Changes a directory: `Some` sets the entry of that name, `None` removes it. Without a `root` it starts empty.
+///
+/// The result is what [`build_dir`] of the resulting entries gives, provided `root` was built by the same profile; only blocks on the
+/// way to a change are written. The key of a change is the name; the name inside the entry is not looked at.
+///
+/// # Errors
+/// [`WriteError`]: as [`build_dir`], or the old directory could not be read.
+pub fn update_dir(
+    source: &dyn BlockSource,
+    sink: &dyn BlockSink,
+    root: Option<&Cid>,
+    changes: &BTreeMap<Vec<u8>, Option<Entry>>,
+    profile: Profile,
+) -> Result<DirRoot, WriteError> {
+    let load = |cid: &Cid| read_dir_node(source, cid);
+    let node = root.map(&load).transpose()?;
+    match (root, node) {
+        (Some(root), Some(node @ DirNode::Shard(_))) => {
+            update_hamt(&load, sink, root, node, changes, profile)
+        }
+        (_, Some(DirNode::Basic(entries))) => {
+            let entries = entries.into_iter().map(|(_, entry)| (entry.name.clone(), entry)).collect();
+            rebuild(entries, sink, changes, profile)
+        }
+        _ => rebuild(BTreeMap::new(), sink, changes, profile),
+    }
+}
+
+/// Reads one directory block.
+///
+/// # Errors
+/// [`ReadError`]: the block did not come, or is not a sound directory block.
+pub fn read_dir_node(source: &dyn BlockSource, cid: &Cid) -> Result<DirNode, ReadError> {
+    if Codec::of(cid) != Some(Codec::DagPb) {
+        return Err(ReadError::damaged(cid, Malformed::Codec(cid.codec())));
+    }
+    let bytes = source.get(cid)?;
+    Ok(DirNode::decode(&bytes).map_err(|why| Damaged { cid: *cid, why })?)
+}
+
+fn rebuild(
+    mut entries: BTreeMap<Vec<u8>, Entry>,
+    sink: &dyn BlockSink,
+    changes: &BTreeMap<Vec<u8>, Option<Entry>>,
+    profile: Profile,
+) -> Result<DirRoot, WriteError> {
+    for (name, change) in changes {
+        match change {
+            None => entries.remove(name),
+            Some(entry) => {
+                let entry = settle(Entry { name: name.clone(), ..entry.clone() }, sink)?;
+                entries.insert(name.clone(), entry)
+            }
+        };
+    }
+    build_sorted(profile, entries, sink)
+}
+
+fn update_hamt(
+    load: &Load<'_>,
+    sink: &dyn BlockSink,
+    root: &Cid,
+    node: DirNode,
+    changes: &BTreeMap<Vec<u8>, Option<Entry>>,
+    profile: Profile,
+) -> Result<DirRoot, WriteError> {
+    let measure = Measure(profile.hamt_rule());
+    let DirNode::Shard(shard_node) = &node else { return rebuild(BTreeMap::new(), sink, changes, profile) };
+    if shard_node.fanout != HAMT_FANOUT {
+        // Made by somebody else with another fan-out: it becomes one of ours.
+        let nodes = crate::list::LoadNodes(load);
+        let entries = crate::list::list_after(&nodes, root, None, usize::MAX)?;
+        let entries = entries.into_iter().map(|(_, entry)| (entry.name.clone(), entry)).collect();
+        return rebuild(entries, sink, changes, profile);
+    }
+    let tsize = dir_tsize(&node);
+    let mut shard = MemShard::of_node(DirRoot { cid: *root, tsize }, node, 0)?;
+    let (mut grown, mut shrunk) = (0usize, 0usize);
+    for (name, change) in changes {
+        let before = match change {
+            None => shard.remove(load, 0, name)?,
+            Some(entry) => {
+                let entry = settle(Entry { name: name.clone(), ..entry.clone() }, sink)?;
+                grown += measure.entry(&entry);
+                shard.set(load, 0, entry)?
+            }
+        };
+        shrunk += before.map_or(0, |entry| measure.entry(&entry));
+    }
+    // It was too large for one block; only if it shrank can it have become small enough.
+    if shrunk > grown {
+        if let Some(entries) = shard.into_small(load, measure, 0)? {
+            let entries = entries.into_iter().map(|entry| (entry.name.clone(), entry)).collect();
+            return build_sorted(profile, entries, sink);
+        }
+    }
+    shard.write(profile, sink)
+}
+
+/// What [`DirRoot::tsize`] says of a node, given the node.
+fn dir_tsize(node: &DirNode) -> u64 {
+    let (mut links, mut below) = (0, 0u64);
+    let mut add = |cid: &Cid, name_len: usize, tsize: u64| {
+        links += dagpb::encoded_link_len(cid, name_len, tsize);
+        below = below.saturating_add(tsize);
+    };
+    let message = match node {
+        DirNode::Basic(entries) => {
+            entries.iter().for_each(|(_, entry)| add(&entry.cid, entry.name.len(), entry.tsize));
+            Data::of(NodeType::Directory)
+        }
+        DirNode::Shard(shard) => {
+            for (_, slot) in &shard.slots {
+                match slot {
+                    Slot::Entry(entry) => add(&entry.cid, 2 + entry.name.len(), entry.tsize),
+                    Slot::Child(child) => add(&child.cid, 2, child.tsize),
+                }
+            }
+            let highest = shard.slots.last().map_or(0, |(index, _)| usize::from(*index) / 8 + 1);
+            Data {
+                data: Some(Bytes::from(vec![0; highest])),
+                hash_type: Some(HAMT_MURMUR3),
+                fanout: Some(shard.fanout),
+                ..Data::of(NodeType::HamtShard)
+            }
+        }
+    };
+    below.saturating_add((links + dagpb::encoded_data_len(message.to_bytes().len())) as u64)
+}
