@@ -116,13 +116,7 @@ pub trait Filesystem: Send + Sync + 'static {
     fn rmdir(&self, parent: Ino, name: &[u8], now: Timestamp) -> Reply<()>;
 
     /// Renames, atomically. A directory cannot go below itself (`EINVAL`).
-    fn rename(
-        &self,
-        from: (Ino, &[u8]),
-        to: (Ino, &[u8]),
-        mode: RenameMode,
-        now: Timestamp,
-    ) -> Reply<()>;
+    fn rename(&self, from: (Ino, &[u8]), to: (Ino, &[u8]), mode: RenameMode, now: Timestamp) -> Reply<()>;
 
     /// Opens a file or directory: an unlinked inode stays while it is open.
     fn open(&self, ino: Ino) -> Reply<()>;
@@ -147,13 +141,7 @@ pub trait Filesystem: Send + Sync + 'static {
 
     /// Copies a range without moving bytes where it can; answers how many bytes. Ranges of one file must not overlap
     /// (`EINVAL`).
-    fn copy_range(
-        &self,
-        from: (Ino, u64),
-        to: (Ino, u64),
-        len: u64,
-        now: Timestamp,
-    ) -> Reply<u64>;
+    fn copy_range(&self, from: (Ino, u64), to: (Ino, u64), len: u64, now: Timestamp) -> Reply<u64>;
 
     /// Feeds the entries after `cookie` (0: from the start) to `emit` until it answers `false` (that entry was not
     /// taken) or the directory ends.
