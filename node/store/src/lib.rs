@@ -1,1 +1,24 @@
-//! Placeholder root; modules follow.
+//! Everything durable on this disk.
+//!
+//! Owns the bytes under the data directory: packs of blocks, segments of logs, the registry, control slots and the disposable
+//! index. It is the only crate that writes files, and it reaches them through one small trait ([`disk::Disk`]).
+//!
+//! What always holds:
+//!
+//! * A call that promises durability returns after the disk said so, or with an error; a failed sync is final.
+//! * A torn tail is cut; damage in the middle never is.
+//! * No bytes leave this crate unless a checksum or a digest has proved them.
+//!
+//! `docs/FORMAT.md` describes every byte.
+
+pub mod layout;
+pub mod fault;
+pub mod disk;
+pub mod lock;
+pub mod frame;
+pub mod file_header;
+pub mod scan;
+pub mod group_sync;
+pub mod log;
+pub mod registry;
+pub mod ctl;
