@@ -227,3 +227,126 @@ impl OptionError {
         OptionError::Value { key, value: shortened(value), wanted }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Durability, OptionError, VolumeOptions, parse_size};
+    use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
+    use std::collections::BTreeMap;
+
+    fn parse(pairs: &[(&str, &str)]) -> Result<VolumeOptions, OptionError> {
+        VolumeOptions::parse(pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect())
+    }
+
+    #[test]
+    fn every_documented_option_is_read_and_kept_as_typed() {
+        let pairs = [
+            ("replicas", "3"),
+            ("durability", "quorum"),
+            ("size", "10GiB"),
+            ("uid", "1000"),
+            ("gid", "0"),
+            ("mode", "0750"),
+        ];
+        let options = parse(&pairs).unwrap();
+        assert_eq!(options.replicas, Some(3));
+        assert_eq!(options.durability, Some(Durability::Quorum));
+        assert_eq!(options.size, Some(10 << 30));
+        assert_eq!((options.uid, options.gid, options.mode), (Some(1000), Some(0), Some(0o750)));
+        assert_eq!(options.to_given().get("size").map(String::as_str), Some("10GiB"));
+        assert_eq!(parse(&[]).unwrap(), VolumeOptions::default());
+    }
+
+    #[test]
+    fn an_unknown_option_is_refused_with_the_list_of_valid_ones() {
+        let text = parse(&[("sise", "10GiB")]).unwrap_err().to_string();
+        for valid in ["sise", "replicas", "durability", "size", "uid", "gid", "mode"] {
+            assert!(text.contains(valid), "{text}");
+        }
+        let long = "k".repeat(100_000);
+        assert!(parse(&[(&long, "")]).unwrap_err().to_string().len() < 400);
+    }
+
+    #[test]
+    fn a_value_of_the_wrong_shape_is_refused() {
+        for (key, value) in [
+            ("replicas", "0"),
+            ("replicas", "256"),
+            ("replicas", "+3"),
+            ("replicas", ""),
+            ("durability", "Quorum"),
+            ("size", ""),
+            ("size", "0"),
+            ("size", "-1"),
+            ("size", "10 apples"),
+            ("size", "1e9"),
+            ("size", "10GiBB"),
+            ("size", "9999999999999999999p"),
+            ("size", "1.2.3g"),
+            ("size", ".5g"),
+            ("size", "8192p"),
+            ("uid", "4294967295"),
+            ("uid", "root"),
+            ("gid", "-1"),
+            ("mode", "0788"),
+            ("mode", "17777"),
+            ("mode", "rwx"),
+            ("mode", "0o"),
+        ] {
+            let refused = parse(&[(key, value)]);
+            assert!(matches!(refused, Err(OptionError::Value { .. })), "{key}={value}: {refused:?}");
+        }
+    }
+
+    #[test]
+    fn sizes_mean_what_docker_means() {
+        for (text, bytes) in [
+            ("1", 1),
+            ("512b", 512),
+            ("1k", 1024),
+            ("1kB", 1024),
+            ("1KiB", 1024),
+            ("10g", 10 << 30),
+            ("10G", 10 << 30),
+            ("10 GiB", 10 << 30),
+            ("1.5m", 3 << 19),
+            ("2T", 2 << 40),
+            ("8191p", 8191 << 50),
+        ] {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_request_full_of_options_is_refused() {
+        let many = (0..1000).map(|n| (format!("o{n}"), String::new())).collect();
+        assert_eq!(VolumeOptions::parse(many), Err(OptionError::TooMany { n_options: 1000 }));
+    }
+
+    proptest! {
+        #[test]
+        fn options_survive_being_told_to_an_engine(
+            replicas in proptest::option::of(1u8..),
+            local in proptest::option::of(any::<bool>()),
+            size in proptest::option::of(1u64..(1 << 63)),
+            uid in proptest::option::of(0..u32::MAX),
+            gid in proptest::option::of(0..u32::MAX),
+            mode in proptest::option::of(0u16..=0o7777),
+        ) {
+            let durability = local.map(|local| if local { Durability::Local } else { Durability::Quorum });
+            let options = VolumeOptions { replicas, durability, size, uid, gid, mode, given: BTreeMap::new() };
+            let told = options.to_given();
+            let heard = VolumeOptions::parse(told.clone()).unwrap();
+            prop_assert_eq!(&heard.given, &told);
+            prop_assert_eq!(VolumeOptions { given: BTreeMap::new(), ..heard }, options);
+        }
+
+        #[test]
+        fn no_text_makes_the_reader_fail(key in "replicas|size|uid|mode|durability|\\PC*", value in "\\PC*") {
+            let mut options = VolumeOptions::default();
+            if let Err(error) = options.set(&key, &value) {
+                prop_assert!(error.to_string().len() < 2000);
+            }
+        }
+    }
+}
