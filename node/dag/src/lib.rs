@@ -31,3 +31,13 @@ pub mod hamt;
 pub mod directory;
 
 pub mod list;
+
+pub mod node;
+
+pub mod edit;
+
+mod cbor;
+
+pub mod walk;
+
+pub mod import;
