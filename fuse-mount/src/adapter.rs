@@ -1,1 +1,535 @@
-//! A kernel-facing adapter: FUSE requests in, calls of the file system trait out.
+//! FUSE requests in, calls of [`Filesystem`] out. It decides nothing about files.
+//!
+//! What always holds:
+//! * The kernel's node id is the inode number, generations and file handles are 0: nothing the kernel holds has to be
+//!   remembered here, so another process could go on serving the same mount.
+//! * Writes go through: no write is acknowledged that the file system has not taken, and it sees them in the
+//!   application's order. (With the kernel's write-back cache a rename was seen to overtake the write before it.)
+//! * The kernel checks permissions, clears set-user-id bits and keeps locks.
+//! * A panic below is `EIO` for that one request.
+
+mod convert;
+mod listing;
+
+use crate::adapter::convert::{
+    TTL, absent, allocate, file_attr, file_type, kernel_errno, new_node, now, permissions, rename_mode,
+    requested_time, seek, xattr_mode,
+};
+use crate::connection::Connection;
+use fuser::{
+    BsdFileFlags, CopyFileRangeFlags, Errno as KernelErrno, FileHandle, FopenFlags, Generation, INodeNo,
+    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
+    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+use remora_vfs::attr::{Attr, Ino, NAME_BYTES_MAX, NewNode, SetAttr};
+use remora_vfs::errno::Errno;
+use remora_vfs::filesystem::{Caller, Done, Filesystem, Reply};
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+/// The most bytes in one read or write request; also the kernel's own limit unless an administrator raised it.
+const REQUEST_BYTES_MAX: u32 = 1 << 20;
+
+/// Requests the kernel may have under way that nobody waits for, such as read-ahead.
+const N_BACKGROUND_MAX: u16 = 64;
+
+/// Of a copy, what one answer can tell (it counts in 32 bits), in whole pages.
+const COPY_BYTES_MAX: u64 = 0xffff_f000;
+
+/// Block size in `statfs`.
+const STATFS_BLOCK_BYTES: u32 = 4096;
+
+/// What the kernel is asked for, where it has it.
+///
+/// `EXPLICIT_INVAL_DATA` keeps cached pages when an mtime changes: only this kernel writes, so they are never old.
+/// `ATOMIC_O_TRUNC` is left out on purpose: the kernel then forgets to clear set-user-id bits on `open(O_TRUNC)`.
+const CAPABILITIES: [InitFlags; 9] = [
+    InitFlags::FUSE_ASYNC_READ,
+    InitFlags::FUSE_ASYNC_DIO,
+    InitFlags::FUSE_BIG_WRITES,
+    InitFlags::FUSE_MAX_PAGES,
+    InitFlags::FUSE_PARALLEL_DIROPS,
+    InitFlags::FUSE_DO_READDIRPLUS,
+    InitFlags::FUSE_READDIRPLUS_AUTO,
+    InitFlags::FUSE_CACHE_SYMLINKS,
+    InitFlags::FUSE_EXPLICIT_INVAL_DATA,
+];
+
+/// Serves one mount from one file system.
+pub(crate) struct Adapter {
+    fs: Arc<dyn Filesystem>,
+    connection: Arc<Connection>,
+    has_xattrs: bool,
+}
+
+/// Runs a call of the file system; its panic becomes `EIO`.
+fn guard<T>(what: &'static str, call: impl FnOnce() -> Reply<T>) -> Reply<T> {
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|_| {
+        tracing::error!(what, "the file system panicked; answering EIO");
+        Err(Errno::EIO)
+    })
+}
+
+/// Sends an answer or an error through whatever kind of reply it is.
+macro_rules! answer {
+    ($reply:ident, $result:expr, $value:pat => $send:expr) => {
+        match $result {
+            Ok($value) => $send,
+            Err(errno) => $reply.error(kernel_errno(errno)),
+        }
+    };
+}
+
+impl Adapter {
+    /// Serves `fs`; without `has_xattrs` the kernel is told once that there are none and stops asking, which makes
+    /// listings with attributes and small writes much faster.
+    pub(crate) fn new(fs: Arc<dyn Filesystem>, connection: Arc<Connection>, has_xattrs: bool) -> Self {
+        Adapter { fs, connection, has_xattrs }
+    }
+
+    fn call<T>(&self, what: &'static str, call: impl FnOnce(&dyn Filesystem) -> Reply<T>) -> Reply<T> {
+        self.connection.watch_this_thread();
+        guard(what, || call(self.fs.as_ref()))
+    }
+
+    fn make(&self, req: &Request, parent: INodeNo, name: &OsStr, node: &NewNode, mode: u32) -> Reply<Attr> {
+        let caller = Caller { uid: req.uid(), gid: req.gid() };
+        self.call("make", |fs| fs.make(caller, parent.0, name.as_bytes(), node, permissions(mode), now()))
+    }
+
+    fn sync(&self, ino: INodeNo, data_only: bool, reply: ReplyEmpty) {
+        let done: Done = Box::new(move |result| answer!(reply, result, () => reply.ok()));
+        // If this panics, `done` is dropped unanswered, and the reply in it answers EIO.
+        let _ = self.call("fsync", |fs| {
+            fs.fsync(ino.0, data_only, done);
+            Ok(())
+        });
+    }
+
+    fn xattrs(&self) -> Reply<()> {
+        if self.has_xattrs { Ok(()) } else { Err(Errno::ENOSYS) }
+    }
+}
+
+/// A reference for `.` and `..` of a file handle that outlived the kernel's memory (exported over NFS, say).
+fn lookup_dot(fs: &dyn Filesystem, ino: Ino, name: &[u8]) -> Reply<Attr> {
+    let ino = if name == b".." { fs.parent(ino)? } else { ino };
+    fs.reference(ino).map_err(|_| Errno::ESTALE)?;
+    fs.getattr(ino).inspect_err(|_| fs.forget(ino, 1))
+}
+
+fn open_flags(flags: OpenFlags) -> FopenFlags {
+    match flags.acc_mode() {
+        // A file opened for reading has nothing to flush; one opened for writing may have pages written through mmap.
+        OpenAccMode::O_RDONLY => FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH,
+        _ => FopenFlags::FOPEN_KEEP_CACHE,
+    }
+}
+
+/// Sends a value whose length the kernel may only ask for (`size` 0).
+fn send_xattr(reply: ReplyXattr, size: u32, value: &[u8]) {
+    let len = u32::try_from(value.len()).unwrap_or(u32::MAX);
+    if size == 0 {
+        reply.size(len);
+    } else if len > size {
+        reply.error(KernelErrno::ERANGE);
+    } else {
+        reply.data(value);
+    }
+}
+
+impl fuser::Filesystem for Adapter {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        for capability in CAPABILITIES {
+            // An older kernel lacks some; each is a matter of speed.
+            if config.add_capabilities(capability).is_err() {
+                tracing::debug!(?capability, "the kernel does not have it");
+            }
+        }
+        let _ = config.set_max_write(REQUEST_BYTES_MAX);
+        if let Err(offered) = config.set_max_readahead(REQUEST_BYTES_MAX) {
+            // The mount raises it in sysfs afterwards.
+            let _ = config.set_max_readahead(offered);
+        }
+        let _ = config.set_max_background(N_BACKGROUND_MAX);
+        Ok(())
+    }
+
+    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let name = name.as_bytes();
+        let found = self.call("lookup", |fs| match name {
+            b"." | b".." => lookup_dot(fs, parent.0, name),
+            _ => fs.lookup(parent.0, name),
+        });
+        match found {
+            Ok(attr) => reply.entry(&TTL, &file_attr(&attr), Generation(0)),
+            Err(Errno::ENOENT) => reply.entry(&TTL, &absent(), Generation(0)),
+            Err(errno) => reply.error(kernel_errno(errno)),
+        }
+    }
+
+    fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
+        let _ = self.call("forget", |fs| {
+            fs.forget(ino.0, nlookup);
+            Ok(())
+        });
+    }
+
+    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        let result = self.call("getattr", |fs| fs.getattr(ino.0));
+        answer!(reply, result, attr => reply.attr(&TTL, &file_attr(&attr)));
+    }
+
+    fn setattr(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        _atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let now = now();
+        let mtime = mtime.map(|time| requested_time(time, now));
+        let change = SetAttr { mode: mode.map(permissions), uid, gid, size, mtime };
+        let result = self.call("setattr", |fs| {
+            // An atime alone is accepted and not kept.
+            if change == SetAttr::default() { fs.getattr(ino.0) } else { fs.setattr(ino.0, &change, now) }
+        });
+        answer!(reply, result, attr => reply.attr(&TTL, &file_attr(&attr)));
+    }
+
+    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+        let result = self.call("readlink", |fs| fs.readlink(ino.0));
+        answer!(reply, result, target => reply.data(&target));
+    }
+
+    fn mknod(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let result = new_node(mode, rdev).and_then(|node| self.make(req, parent, name, &node, mode));
+        answer!(reply, result, attr => reply.entry(&TTL, &file_attr(&attr), Generation(0)));
+    }
+
+    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
+        let result = self.make(req, parent, name, &NewNode::Directory, mode);
+        answer!(reply, result, attr => reply.entry(&TTL, &file_attr(&attr), Generation(0)));
+    }
+
+    fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let node = NewNode::Symlink(target.as_os_str().as_bytes().to_vec());
+        let result = self.make(req, parent, name, &node, 0o777);
+        answer!(reply, result, attr => reply.entry(&TTL, &file_attr(&attr), Generation(0)));
+    }
+
+    fn link(&self, _req: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let result = self.call("link", |fs| fs.link(ino.0, parent.0, name.as_bytes(), now()));
+        answer!(reply, result, attr => reply.entry(&TTL, &file_attr(&attr), Generation(0)));
+    }
+
+    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let result = self.call("unlink", |fs| fs.unlink(parent.0, name.as_bytes(), now()));
+        answer!(reply, result, () => reply.ok());
+    }
+
+    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let result = self.call("rmdir", |fs| fs.rmdir(parent.0, name.as_bytes(), now()));
+        answer!(reply, result, () => reply.ok());
+    }
+
+    fn rename(
+        &self,
+        _req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let (from, to) = ((parent.0, name.as_bytes()), (new_parent.0, new_name.as_bytes()));
+        let result = rename_mode(flags.bits())
+            .and_then(|mode| self.call("rename", |fs| fs.rename(from, to, mode, now())));
+        answer!(reply, result, () => reply.ok());
+    }
+
+    fn create(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let result = self.make(req, parent, name, &NewNode::File, mode).and_then(|attr| {
+            // The kernel never hears of an inode whose create fails, so its reference goes back here.
+            self.call("open", |fs| fs.open(attr.ino).inspect_err(|_| fs.forget(attr.ino, 1)))?;
+            Ok(attr)
+        });
+        let flags = open_flags(OpenFlags(flags));
+        answer!(reply, result, attr => {
+            reply.created(&TTL, &file_attr(&attr), Generation(0), FileHandle(0), flags);
+        });
+    }
+
+    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let result = self.call("open", |fs| fs.open(ino.0));
+        answer!(reply, result, () => reply.opened(FileHandle(0), open_flags(flags)));
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        let result = self.call("release", |fs| {
+            fs.release(ino.0);
+            Ok(())
+        });
+        answer!(reply, result, () => reply.ok());
+    }
+
+    fn read(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let result = self.call("read", |fs| fs.read(ino.0, offset, size as usize));
+        answer!(reply, result, data => reply.data(&data));
+    }
+
+    fn write(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let result = self.call("write", |fs| fs.write(ino.0, offset, data, now()));
+        answer!(reply, result, () => reply.written(u32::try_from(data.len()).unwrap_or(u32::MAX)));
+    }
+
+    fn flush(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _lock_owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        // Nothing is held back here. ENOSYS would be quicker, but then the kernel skips writing mapped pages at close.
+        reply.ok();
+    }
+
+    fn fsync(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        self.sync(ino, datasync, reply);
+    }
+
+    fn fsyncdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        self.sync(ino, datasync, reply);
+    }
+
+    fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        // The kernel then opens directories by itself, with cached listings, and holds them by its reference.
+        reply.error(KernelErrno::ENOSYS);
+    }
+
+    fn readdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let result = self.call("readdir", |fs| {
+            listing::walk(fs, ino.0, offset, &mut |line| {
+                let kind = file_type(line.attr.kind);
+                !reply.add(INodeNo(line.attr.ino), line.offset, kind, OsStr::from_bytes(&line.name))
+            })
+        });
+        answer!(reply, result, () => reply.ok());
+    }
+
+    fn readdirplus(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let mut referenced = Vec::new();
+        let result = self.call("readdirplus", |fs| {
+            listing::walk(fs, ino.0, offset, &mut |line| {
+                let child = line.attr.ino;
+                if !line.is_dot && fs.reference(child).is_err() {
+                    // Gone since it was listed.
+                    return true;
+                }
+                let name = OsStr::from_bytes(&line.name);
+                let attr = file_attr(&line.attr);
+                let is_full = reply.add(INodeNo(child), line.offset, name, &TTL, &attr, Generation(0));
+                if !line.is_dot {
+                    if is_full {
+                        fs.forget(child, 1);
+                    } else {
+                        referenced.push(child);
+                    }
+                }
+                !is_full
+            })
+        });
+        if result.is_err() {
+            // The kernel will not see these lines, so it will not give their references back.
+            referenced.iter().for_each(|child| self.fs.forget(*child, 1));
+        }
+        answer!(reply, result, () => reply.ok());
+    }
+
+    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        let result = self.call("statfs", |fs| fs.statfs());
+        #[allow(clippy::cast_possible_truncation)]
+        let name_bytes = NAME_BYTES_MAX as u32;
+        let block = STATFS_BLOCK_BYTES;
+        answer!(reply, result, s => reply.statfs(
+            s.blocks, s.blocks_free, s.blocks_available, s.files, s.files_free, block, name_bytes, block,
+        ));
+    }
+
+    fn setxattr(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        let result = self.xattrs().and_then(|()| xattr_mode(flags)).and_then(|mode| {
+            self.call("setxattr", |fs| fs.setxattr(ino.0, name.as_bytes(), value, mode, now()))
+        });
+        answer!(reply, result, () => reply.ok());
+    }
+
+    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let result =
+            self.xattrs().and_then(|()| self.call("getxattr", |fs| fs.getxattr(ino.0, name.as_bytes())));
+        answer!(reply, result, value => send_xattr(reply, size, &value));
+    }
+
+    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let result = self.xattrs().and_then(|()| self.call("listxattr", |fs| fs.listxattr(ino.0)));
+        answer!(reply, result, names => {
+            let list: Vec<u8> = names.into_iter().flat_map(|name| name.into_iter().chain([0])).collect();
+            send_xattr(reply, size, &list);
+        });
+    }
+
+    fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let result = self
+            .xattrs()
+            .and_then(|()| self.call("removexattr", |fs| fs.removexattr(ino.0, name.as_bytes(), now())));
+        answer!(reply, result, () => reply.ok());
+    }
+
+    fn fallocate(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let result = allocate(mode)
+            .and_then(|how| self.call("allocate", |fs| fs.allocate(ino.0, how, offset, length, now())));
+        answer!(reply, result, () => reply.ok());
+    }
+
+    fn lseek(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        let result = seek(whence).and_then(|what| {
+            let offset = u64::try_from(offset).map_err(|_| Errno::ENXIO)?;
+            let found = self.call("seek", |fs| fs.seek(ino.0, what, offset))?;
+            i64::try_from(found).map_err(|_| Errno::EOVERFLOW)
+        });
+        answer!(reply, result, offset => reply.offset(offset));
+    }
+
+    fn copy_file_range(
+        &self,
+        _req: &Request,
+        ino_in: INodeNo,
+        _fh_in: FileHandle,
+        offset_in: u64,
+        ino_out: INodeNo,
+        _fh_out: FileHandle,
+        offset_out: u64,
+        len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        let len = len.min(COPY_BYTES_MAX);
+        let result = self.call("copy_range", |fs| {
+            fs.copy_range((ino_in.0, offset_in), (ino_out.0, offset_out), len, now())
+        });
+        answer!(reply, result, n => reply.written(u32::try_from(n).unwrap_or(u32::MAX)));
+    }
+
+    fn ioctl(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _flags: IoctlFlags,
+        _cmd: u32,
+        _in_data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(KernelErrno::ENOTTY);
+    }
+}

@@ -4,8 +4,9 @@
 //! on `/dev/fuse` into calls of that trait and mounts that outlast neither their file system nor their owner; the
 //! engine half speaks the Docker volume plugin protocol.
 
-pub mod adapter;
+mod connection;
+mod adapter;
 pub mod notify;
-pub mod mount;
 pub mod stale;
+pub mod mount;
 pub mod docker;
