@@ -105,7 +105,8 @@ impl FileHeader {
         }
         let version = u16::from_le_bytes([used[8], used[9]]);
         let known_flags = FLAG_RECYCLED | FLAG_SNAPSHOT;
-        let (Some(kind), 0, true) = (FileKind::from_code(used[10]), used[11] & !known_flags, version <= FILE_VERSION)
+        let (Some(kind), 0, true) =
+            (FileKind::from_code(used[10]), used[11] & !known_flags, version <= FILE_VERSION)
         else {
             return Err(FileHeaderFault::Newer { found: version.max(FILE_VERSION + 1) });
         };

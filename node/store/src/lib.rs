@@ -11,14 +11,19 @@
 //!
 //! `docs/FORMAT.md` describes every byte.
 
-pub mod layout;
-pub mod fault;
-pub mod disk;
-pub mod lock;
-pub mod frame;
-pub mod file_header;
-pub mod scan;
-pub mod group_sync;
-pub mod log;
-pub mod registry;
+pub mod blocks;
 pub mod ctl;
+pub mod disk;
+pub mod fault;
+pub mod file_header;
+pub mod frame;
+pub mod group_sync;
+pub mod index;
+pub mod layout;
+pub mod lock;
+pub mod log;
+pub mod pack;
+pub mod registry;
+pub mod scan;
+#[cfg(feature = "sim")]
+pub mod sim;

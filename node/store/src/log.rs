@@ -26,7 +26,8 @@ use crate::disk::Disk;
 use crate::fault::DiskFault;
 use crate::file_header::{FILE_HEADER_BYTES, FileKind};
 use crate::frame::{
-    FrameHeader, FrameKind, FrameMeta, PAYLOAD_BYTES_MAX, Place, Stored, encode_header, frame_span, piece_crcs,
+    FrameHeader, FrameKind, FrameMeta, PAYLOAD_BYTES_MAX, Place, Stored, encode_header, frame_span,
+    piece_crcs,
 };
 use crate::group_sync::GroupSync;
 use crate::log::ahead::Ahead;
@@ -317,7 +318,10 @@ impl Log {
 
     /// Where the frame with this sequence number lies.
     pub fn position_of(&self, seq: u64) -> Option<Position> {
-        self.shared.first_from(seq).filter(|(_, row)| row.seq == seq).map(|(segment, row)| row.position(&segment))
+        self.shared
+            .first_from(seq)
+            .filter(|(_, row)| row.seq == seq)
+            .map(|(segment, row)| row.position(&segment))
     }
 
     /// The frames from sequence number `seq` on, in order, up to the newest when the iterator gets there.
@@ -512,9 +516,19 @@ impl Shared {
         if ends_marked || tail.end + frame_span(tail.end, 0).1 > tail.segment.limit {
             return Ok(());
         }
-        let meta =
-            FrameMeta { kind: FrameKind::MARK, term: newest.term, seq: newest.seq, codec: 0, digest: [0; 32] };
-        self.write(&mut tail, &meta, &Stored { payload_bytes: 0, raw_bytes: 0, is_zstd: false, pieces: &[] }, &[])?;
+        let meta = FrameMeta {
+            kind: FrameKind::MARK,
+            term: newest.term,
+            seq: newest.seq,
+            codec: 0,
+            digest: [0; 32],
+        };
+        self.write(
+            &mut tail,
+            &meta,
+            &Stored { payload_bytes: 0, raw_bytes: 0, is_zstd: false, pieces: &[] },
+            &[],
+        )?;
         Ok(())
     }
 

@@ -9,7 +9,8 @@ use crate::disk::{Disk, DiskFile, OpenMode};
 use crate::fault::DiskFault;
 use crate::file_header::{FILE_HEADER_BYTES, FileHeader, FileKind};
 use crate::frame::{
-    FrameKind, FrameMeta, HEADER_BYTES_MAX, PAYLOAD_BYTES_MAX, Place, Stored, encode_header, frame_span, piece_crcs,
+    FrameKind, FrameMeta, HEADER_BYTES_MAX, PAYLOAD_BYTES_MAX, Place, Stored, encode_header, frame_span,
+    piece_crcs,
 };
 use crate::layout::{SPARE_SEGMENT, fork_name, segment_name};
 use crate::log::segment::{Row, Segment, unfinished_path};
@@ -19,7 +20,11 @@ use crate::scan::mark_of;
 /// The longest file a snapshot may become: offsets in a segment have 32 bits.
 const SNAPSHOT_BYTES_MAX: u64 = 0xf000_0000;
 
-pub(super) fn truncate_after(shared: &Shared, seq: u64, fork_dir: &Path) -> Result<Option<PathBuf>, LogError> {
+pub(super) fn truncate_after(
+    shared: &Shared,
+    seq: u64,
+    fork_dir: &Path,
+) -> Result<Option<PathBuf>, LogError> {
     let mut tail = shared.tail.lock();
     shared.check_writable()?;
     let segments: Vec<Arc<Segment>> = shared.segments.read().values().cloned().collect();
@@ -173,7 +178,8 @@ pub(super) fn replace_all(
         }
     })?;
     let segment = Arc::new(segment);
-    let newest = rows.last().map(|row| Tail { term: row.term, seq: row.seq, position: row.position(&segment) });
+    let newest =
+        rows.last().map(|row| Tail { term: row.term, seq: row.seq, position: row.position(&segment) });
     *segment.rows.write() = rows;
     let old = std::mem::take(&mut *shared.segments.write());
     shared.segments.write().insert(number, segment.clone());
@@ -182,7 +188,9 @@ pub(super) fn replace_all(
     tail.n_cuts += 1;
     tail.dirty.clear();
     // The snapshot counts from its name on; what it replaces is swept by the next open if it cannot be removed now.
-    for path in old.values().map(|segment| &segment.path).chain(prepared.as_ref().map(|segment| &segment.path)) {
+    for path in
+        old.values().map(|segment| &segment.path).chain(prepared.as_ref().map(|segment| &segment.path))
+    {
         if let Err(error) = shared.disk.remove(path) {
             tracing::warn!(path = %path.display(), %error, "cannot remove a replaced segment");
         }
@@ -233,7 +241,14 @@ impl FrameWriter {
         let file = disk
             .open(&unfinished, OpenMode::CreateNew)
             .map_err(DiskFault::at("create file of frames", &unfinished))?;
-        Ok(FrameWriter { path: path.to_path_buf(), unfinished, file, header, end: FILE_HEADER_BYTES, prev: 0 })
+        Ok(FrameWriter {
+            path: path.to_path_buf(),
+            unfinished,
+            file,
+            header,
+            end: FILE_HEADER_BYTES,
+            prev: 0,
+        })
     }
 
     fn push(&mut self, meta: &FrameMeta, payload: &[u8]) -> Result<Row, LogError> {

@@ -279,7 +279,9 @@ fn scan_failed(segment: &Segment, error: ScanError<VisitError>) -> LogError {
         ScanError::Disk(error) => DiskFault::at("read segment", &segment.path)(error).into(),
         ScanError::Newer { at, found } => LogError::Newer {
             path: segment.path.clone(),
-            detail: format!("frame at {at} has version {found}; this program knows versions up to {FRAME_VERSION}"),
+            detail: format!(
+                "frame at {at} has version {found}; this program knows versions up to {FRAME_VERSION}"
+            ),
         },
         ScanError::Visit { at, source } => LogError::Refused { path: segment.path.clone(), at, source },
     }

@@ -122,7 +122,8 @@ impl Segment {
         path: PathBuf,
         header: FileHeader,
     ) -> Result<Segment, DiskFault> {
-        let file = disk.open(spare, OpenMode::ReadWrite).map_err(DiskFault::at("open spare segment", spare))?;
+        let file =
+            disk.open(spare, OpenMode::ReadWrite).map_err(DiskFault::at("open spare segment", spare))?;
         file.pwrite(0, &[&header.encode()])
             .and_then(|()| file.sync_data())
             .and_then(|()| disk.rename(spare, &path))

@@ -1,0 +1,131 @@
+//! Moving places from memory to the index, on a thread that sleeps while there is nothing to move.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::blocks::{BlocksError, DRAIN_NOW, Shared};
+use crate::index::{Covered, Digest};
+use crate::scan::mark_of;
+
+/// What the background thread is to do.
+#[derive(Default)]
+pub(super) struct Signal {
+    wanted: Mutex<Wanted>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Wanted {
+    is_drain: bool,
+    is_checkpoint: bool,
+    is_stop: bool,
+}
+
+impl Signal {
+    /// Places wait for the index.
+    pub(super) fn wake(&self) {
+        self.set(|wanted| wanted.is_drain = true);
+    }
+
+    /// A pack is full: time to make the index durable, so that a crash costs little.
+    pub(super) fn wake_rolled(&self) {
+        self.set(|wanted| wanted.is_checkpoint = true);
+    }
+
+    fn set(&self, change: impl FnOnce(&mut Wanted)) {
+        change(&mut self.wanted.lock());
+        self.changed.notify_one();
+    }
+}
+
+/// The background thread.
+pub(super) struct Worker {
+    thread: JoinHandle<()>,
+}
+
+impl Worker {
+    /// Starts it; without a thread puts do the moving themselves.
+    pub(super) fn start(shared: &Arc<Shared>) -> Option<Worker> {
+        let shared = shared.clone();
+        let thread =
+            std::thread::Builder::new().name("blocks-index".to_owned()).spawn(move || run(&shared)).ok()?;
+        Some(Worker { thread })
+    }
+
+    /// Stops it and waits for its end.
+    pub(super) fn stop(self, shared: &Shared) {
+        shared.signal.set(|wanted| wanted.is_stop = true);
+        // It catches its errors; a panic would be our bug and has been printed.
+        let _ = self.thread.join();
+    }
+}
+
+fn run(shared: &Shared) {
+    loop {
+        let is_checkpoint = {
+            let mut wanted = shared.signal.wanted.lock();
+            while !(wanted.is_stop || wanted.is_drain || wanted.is_checkpoint) {
+                shared.signal.changed.wait(&mut wanted);
+            }
+            if wanted.is_stop {
+                return;
+            }
+            wanted.is_drain = false;
+            std::mem::take(&mut wanted.is_checkpoint)
+        };
+        let result = if is_checkpoint { shared.checkpoint(false) } else { shared.drain() };
+        if let Err(error) = result {
+            tracing::warn!(%error, "cannot bring the index up to date");
+        }
+    }
+}
+
+impl Shared {
+    /// Moves all places of durable blocks to the index, syncing first: the index must never know more than the packs hold. If the index
+    /// fails the places stay in memory, until there are too many of them.
+    pub(super) fn drain(&self) -> Result<(), BlocksError> {
+        let _one_at_a_time = self.drain.lock();
+        self.drain_locked().map(|_| ())
+    }
+
+    /// Returns whether the index has everything now.
+    fn drain_locked(&self) -> Result<bool, BlocksError> {
+        let places = self.recent.write().begin_drain();
+        let moved = self.sync().and_then(|()| {
+            let places: Vec<(Digest, _)> = places.iter().map(|(digest, place)| (*digest, *place)).collect();
+            Ok(self.index.insert_all(&places)?)
+        });
+        let mut recent = self.recent.write();
+        match moved {
+            Ok(()) => {
+                recent.drained();
+                Ok(true)
+            }
+            Err(error) => {
+                recent.undrain();
+                let is_bearable = matches!(error, BlocksError::Index(_)) && recent.len() < 4 * DRAIN_NOW;
+                if is_bearable { Ok(false) } else { Err(error) }
+            }
+        }
+    }
+
+    /// Moves all places to the index and makes that durable.
+    pub(super) fn checkpoint(&self, is_clean: bool) -> Result<(), BlocksError> {
+        let _one_at_a_time = self.drain.lock();
+        // What is written from here on may or may not be moved; it is behind `covered` and will be looked at again.
+        let covered = {
+            let append = self.append.lock();
+            Covered { pack: append.pack.number, offset: append.end.at }
+        };
+        if !self.drain_locked()? {
+            return Ok(());
+        }
+        assert!(
+            mark_of(covered.pack, covered.offset) <= self.append.lock().synced,
+            "index ahead of the packs"
+        );
+        Ok(self.index.checkpoint(covered, is_clean)?)
+    }
+}

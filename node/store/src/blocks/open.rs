@@ -1,0 +1,298 @@
+//! Opening the packs: what the index does not cover is walked again, a torn tail is cut, damage is noted and left alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
+use std::path::Path;
+use std::sync::Arc;
+
+use parking_lot::{Mutex, RwLock};
+
+use crate::blocks::{
+    Append, Blocks, BlocksError, BlocksOptions, BlocksRecovery, DamagedStretch, Shared, drain,
+};
+use crate::disk::{Disk, OpenMode};
+use crate::fault::DiskFault;
+use crate::file_header::{FILE_HEADER_BYTES, FileHeader, FileHeaderFault, FileKind};
+use crate::frame::FrameKind;
+use crate::group_sync::GroupSync;
+use crate::index::{BlockPlace, Covered, Digest, IndexStore, Recent};
+use crate::layout::{FRAME_VERSION, is_unfinished, pack_name, parse_pack_name, unfinished_name};
+use crate::pack::{Pack, PackEnd, entry_of};
+use crate::scan::{Beyond, FrameView, Scan, ScanError, mark_of};
+
+type Entries = Vec<(Digest, BlockPlace)>;
+
+/// What became of one pack.
+struct Opened {
+    entries: Entries,
+    /// Where it may be written on; `None` if it is sealed or damaged.
+    end: Option<PackEnd>,
+}
+
+/// The walked beginning of an unsealed pack.
+struct Walk {
+    entries: Entries,
+    end: PackEnd,
+    /// Where the walk stopped; behind `end` if parts of a footer follow.
+    stop: u64,
+}
+
+pub(super) fn open(
+    disk: Arc<dyn Disk>,
+    dir: &Path,
+    options: BlocksOptions,
+) -> Result<(Shared, BlocksRecovery), BlocksError> {
+    disk.create_dir_all(dir).map_err(DiskFault::at("make pack directory", dir))?;
+    let mut recovery = BlocksRecovery::default();
+    let (packs, highest) = find_packs(&*disk, dir, &mut recovery)?;
+    let (index, covered) = IndexStore::open(&options.index)?;
+    let mut tail: Option<(Arc<Pack>, Opened)> = None;
+    for (i, pack) in packs.iter().enumerate() {
+        let is_last = i + 1 == packs.len();
+        if pack.number < covered.pack && !is_last {
+            continue;
+        }
+        let opened = open_pack(pack, &packs[i + 1..], covered, &mut recovery)?;
+        let new: Entries =
+            opened.entries.iter().filter(|(_, place)| !covers(covered, place)).copied().collect();
+        recovery.n_indexed += new.len() as u64;
+        index.insert_all(&new)?;
+        match opened.end {
+            Some(end) if !is_last => seal_again(pack, end, opened.entries)?,
+            Some(_) => tail = Some((pack.clone(), opened)),
+            None => {}
+        }
+    }
+    let (pack, opened) = match tail {
+        Some(tail) => tail,
+        None => (Arc::new(create_pack(&*disk, dir, highest + 1)?), Opened { entries: Vec::new(), end: None }),
+    };
+    let end = opened.end.unwrap_or(PackEnd { at: FILE_HEADER_BYTES, prev: 0 });
+    let mut by_number: BTreeMap<u32, Arc<Pack>> =
+        packs.into_iter().map(|pack| (pack.number as u32, pack)).collect();
+    by_number.insert(pack.number as u32, pack.clone());
+    let append = Append {
+        synced: mark_of(pack.number, end.at),
+        pack,
+        end,
+        entries: opened.entries,
+        n_written: 0,
+        dirty: Vec::new(),
+    };
+    let shared = Shared {
+        disk,
+        dir: dir.to_path_buf(),
+        options,
+        append: Mutex::new(append),
+        recent: RwLock::new(Recent::default()),
+        packs: RwLock::new(by_number),
+        index,
+        drain: Mutex::new(()),
+        group: GroupSync::new(0),
+        suspects: Mutex::new(BTreeSet::new()),
+        signal: drain::Signal::default(),
+    };
+    Ok((shared, recovery))
+}
+
+/// Makes an empty pack, durable with its name when it returns.
+pub(super) fn create_pack(disk: &dyn Disk, dir: &Path, number: u64) -> Result<Pack, DiskFault> {
+    let path = dir.join(pack_name(number));
+    let unfinished = dir.join(unfinished_name(&pack_name(number)));
+    match disk.remove(&unfinished) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(DiskFault::at("remove unfinished pack", &unfinished)(error));
+        }
+        _ => {}
+    }
+    let file =
+        disk.open(&unfinished, OpenMode::CreateNew).map_err(DiskFault::at("create pack", &unfinished))?;
+    let header = FileHeader {
+        kind: FileKind::Pack,
+        is_recycled: false,
+        is_snapshot: false,
+        salt: disk.salt(),
+        id: [0; 16],
+        number,
+        capacity: 0,
+    };
+    let written = file
+        .pwrite(0, &[&header.encode()])
+        .and_then(|()| file.sync_data())
+        .and_then(|()| disk.rename(&unfinished, &path))
+        .and_then(|()| disk.sync_dir(dir));
+    if let Err(error) = written {
+        // Best effort: what stays is swept by the next open.
+        let _ = disk.remove(&unfinished);
+        return Err(DiskFault::at("write pack header", &unfinished)(error));
+    }
+    Ok(Pack { number, path, file, salt: header.salt })
+}
+
+/// Opens every pack whose header can be read; returns them in order, and the highest number in use.
+fn find_packs(
+    disk: &dyn Disk,
+    dir: &Path,
+    recovery: &mut BlocksRecovery,
+) -> Result<(Vec<Arc<Pack>>, u64), BlocksError> {
+    let names = disk.list(dir).map_err(DiskFault::at("list packs", dir))?;
+    let mut numbers: Vec<u64> = names.iter().filter_map(|name| parse_pack_name(name)).collect();
+    numbers.sort_unstable();
+    let mut packs = Vec::with_capacity(numbers.len());
+    for number in &numbers {
+        let path = dir.join(pack_name(*number));
+        match Pack::open(disk, path.clone(), *number)? {
+            Ok((pack, header)) if header.kind == FileKind::Pack && header.number == *number => {
+                packs.push(Arc::new(pack));
+            }
+            Ok(_) | Err(FileHeaderFault::Damaged) => {
+                recovery.damaged.push(DamagedStretch { pack: *number, at: 0, next_valid: None });
+            }
+            Err(fault @ FileHeaderFault::Newer { .. }) => {
+                return Err(BlocksError::Newer { path, detail: fault.to_string() });
+            }
+        }
+    }
+    for name in names.iter().filter(|name| is_unfinished(name)) {
+        let path = dir.join(name);
+        disk.remove(&path).map_err(DiskFault::at("remove unfinished pack", &path))?;
+    }
+    Ok((packs, numbers.last().copied().unwrap_or(0)))
+}
+
+fn covers(covered: Covered, place: &BlockPlace) -> bool {
+    (u64::from(place.pack), u64::from(place.at)) < (covered.pack, covered.offset)
+}
+
+fn open_pack(
+    pack: &Arc<Pack>,
+    later: &[Arc<Pack>],
+    covered: Covered,
+    recovery: &mut BlocksRecovery,
+) -> Result<Opened, BlocksError> {
+    if let Some(entries) = pack.read_footer().map_err(DiskFault::at("read pack footer", &pack.path))? {
+        return Ok(Opened { entries, end: None });
+    }
+    let len = pack.file.len().map_err(DiskFault::at("measure pack", &pack.path))?;
+    let scan = scan_of(pack, len);
+    let walk = walk_pack(pack, &scan, covered)?;
+    let beyond = search(pack, &scan, walk.stop, &mut |_| {})?;
+    let end_mark = mark_of(pack.number, walk.stop);
+    if synced_max(&beyond, later)? > end_mark {
+        return open_damaged(pack, &scan, walk, &beyond, recovery);
+    }
+    if len > walk.end.at {
+        // Leftovers of a footer are no loss: the pack is sealed anew.
+        recovery.n_torn += u64::from(walk.stop < len);
+        pack.file.set_len(walk.end.at).map_err(DiskFault::at("cut torn pack", &pack.path))?;
+    }
+    // What a killed process had written may be in the page cache alone; from here on it counts as durable.
+    pack.file.sync_data().map_err(DiskFault::at("sync recovered pack", &pack.path))?;
+    Ok(Opened { entries: walk.entries, end: Some(walk.end) })
+}
+
+/// Keeps what can be read on both sides of the damage, and everything else as it is.
+fn open_damaged(
+    pack: &Pack,
+    scan: &Scan<'_>,
+    walk: Walk,
+    beyond: &Beyond,
+    recovery: &mut BlocksRecovery,
+) -> Result<Opened, BlocksError> {
+    let mut entries = walk.entries;
+    search(pack, scan, walk.stop, &mut |view| entries.extend(entry_of(&view)))?;
+    let stretch = DamagedStretch { pack: pack.number, at: walk.stop, next_valid: beyond.first_valid };
+    tracing::warn!(pack = pack.number, at = walk.stop, "pack is damaged");
+    recovery.damaged.push(stretch);
+    Ok(Opened { entries, end: None })
+}
+
+/// Walks the frames: by headers as far as the index covers the pack, with payloads from there on.
+fn walk_pack(pack: &Pack, scan: &Scan<'_>, covered: Covered) -> Result<Walk, BlocksError> {
+    let mut walk = Walk {
+        entries: Vec::new(),
+        end: PackEnd { at: FILE_HEADER_BYTES, prev: 0 },
+        stop: FILE_HEADER_BYTES,
+    };
+    let mut has_footer = false;
+    let mut visit = |view: FrameView<'_>| {
+        has_footer |= view.header.meta.kind == FrameKind::FOOTER;
+        walk.entries.extend(entry_of(&view));
+        walk.stop = view.header.end();
+        if !has_footer {
+            walk.end = PackEnd { at: walk.stop, prev: view.header.crc };
+        }
+        Ok::<(), Infallible>(())
+    };
+    let mut from = (FILE_HEADER_BYTES, Some(0));
+    if covered.pack == pack.number && covered.offset > FILE_HEADER_BYTES {
+        let walked = scan
+            .walk_headers(FILE_HEADER_BYTES, covered.offset, &mut visit)
+            .map_err(|error| scan_failed(pack, error))?;
+        from = (walked.end, walked.prev.or(Some(0)));
+    }
+    scan.walk(from.0, from.1, &mut visit).map_err(|error| scan_failed(pack, error))?;
+    Ok(walk)
+}
+
+fn search(
+    pack: &Pack,
+    scan: &Scan<'_>,
+    from: u64,
+    found: &mut dyn FnMut(FrameView<'_>),
+) -> Result<Beyond, BlocksError> {
+    scan.search(from, &mut |view| {
+        found(view);
+        Ok::<(), Infallible>(())
+    })
+    .map_err(|error| scan_failed(pack, error))
+}
+
+/// The highest durable position that frames behind the walk tell of, in this pack and in later ones.
+fn synced_max(beyond: &Beyond, later: &[Arc<Pack>]) -> Result<u64, BlocksError> {
+    let mut max = beyond.synced_max;
+    for pack in later {
+        let len = pack.file.len().map_err(DiskFault::at("measure pack", &pack.path))?;
+        scan_of(pack, len)
+            .walk_headers(FILE_HEADER_BYTES, len, &mut |view| {
+                max = max.max(view.header.place.synced);
+                Ok::<(), Infallible>(())
+            })
+            .map_err(|error| scan_failed(pack, error))?;
+    }
+    Ok(max)
+}
+
+fn seal_again(pack: &Pack, end: PackEnd, entries: Entries) -> Result<(), BlocksError> {
+    let sealed = pack.seal(end, mark_of(pack.number, end.at), entries).and_then(|()| pack.file.sync_data());
+    if let Err(error) = sealed {
+        // Not sealed is slower to open, not wrong.
+        tracing::warn!(pack = pack.number, %error, "cannot seal a pack");
+        pack.file.set_len(end.at).map_err(DiskFault::at("cut half a seal", &pack.path))?;
+    }
+    Ok(())
+}
+
+pub(super) fn scan_of(pack: &Pack, limit: u64) -> Scan<'_> {
+    Scan { file: &*pack.file, number: pack.number, salt: pack.salt, limit }
+}
+
+pub(super) fn scan_failed(pack: &Pack, error: ScanError<Infallible>) -> BlocksError {
+    match error {
+        ScanError::Disk(error) => DiskFault::at("read pack", &pack.path)(error).into(),
+        ScanError::Newer { at, found } => BlocksError::Newer {
+            path: pack.path.clone(),
+            detail: format!(
+                "frame at {at} has version {found}; this program knows versions up to {FRAME_VERSION}"
+            ),
+        },
+        ScanError::Visit { source, .. } => match source {},
+    }
+}
+
+impl Blocks {
+    /// The directory of the packs.
+    pub fn dir(&self) -> &Path {
+        &self.shared.dir
+    }
+}

@@ -1,0 +1,389 @@
+//! Which frame holds a block: digest to place. Disposable; the packs are the truth.
+//!
+//! An answer is a hint: whoever reads the frame compares the digest in its header. A lost answer costs a block that is not found until
+//! the index is rebuilt, so [`IndexStore`] says when it may not be trusted: a mark beside the tables holds the generation and whether
+//! the last stop was clean. sled panics inside `open` on some damage, so it runs under `catch_unwind`, and any error or panic
+//! there wipes the directory.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+use serde::{Deserialize, Serialize};
+
+use crate::ctl::{Slots, SlotsError};
+use crate::disk::{Disk, RealDisk};
+use crate::fault::DiskFault;
+use crate::layout::{INDEX_MARK, INDEX_TABLES, INDEX_VERSION};
+
+/// A block's name on disk: the digest of its multihash.
+pub type Digest = [u8; 32];
+
+const CACHE_BYTES: u64 = 64 << 20;
+const PLACE_BYTES: usize = 24;
+const GENERATION_KEY: &[u8] = b"generation";
+
+/// Where a block's frame lies, and enough of its header to read it in one go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockPlace {
+    /// Number of the pack.
+    pub pack: u32,
+    /// Offset of the frame in the pack; packs are far below 4 GiB.
+    pub at: u32,
+    /// Bytes from the frame's start to its payload.
+    pub header_bytes: u32,
+    /// Bytes of the payload as stored.
+    pub stored_bytes: u32,
+    /// Bytes of the block.
+    pub raw_bytes: u32,
+    /// Multicodec code it was put under.
+    pub codec: u32,
+}
+
+impl BlockPlace {
+    /// The place as it is kept in footers and in the index: six little-endian numbers.
+    pub fn encode(&self) -> [u8; PLACE_BYTES] {
+        let mut out = [0; PLACE_BYTES];
+        let fields = [self.pack, self.at, self.header_bytes, self.stored_bytes, self.raw_bytes, self.codec];
+        for (slot, field) in out.chunks_exact_mut(4).zip(fields) {
+            slot.copy_from_slice(&field.to_le_bytes());
+        }
+        out
+    }
+
+    /// Reads a place; `None` if the length is wrong.
+    pub fn decode(bytes: &[u8]) -> Option<BlockPlace> {
+        if bytes.len() != PLACE_BYTES {
+            return None;
+        }
+        let field = |i: usize| crate::frame::u32_at(bytes, 4 * i);
+        Some(BlockPlace {
+            pack: field(0),
+            at: field(1),
+            header_bytes: field(2),
+            stored_bytes: field(3),
+            raw_bytes: field(4),
+            codec: field(5),
+        })
+    }
+}
+
+/// Where the index is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum IndexKind {
+    /// In memory, rebuilt from the packs at every open: for tests and simulations.
+    Memory,
+    /// In this directory of the real disk.
+    Sled(PathBuf),
+}
+
+/// An index that failed; the packs are not touched by it.
+#[derive(Debug, thiserror::Error)]
+pub enum IndexError {
+    /// The tables answered with an error.
+    #[error("index: {0}")]
+    Tables(#[from] sled::Error),
+    /// sled panicked; the index must be wiped.
+    #[error("index panicked")]
+    Panicked,
+    /// The mark beside the tables could not be kept.
+    #[error("index mark: {0}")]
+    Mark(#[from] SlotsError),
+    /// The directory could not be made or wiped.
+    #[error(transparent)]
+    Disk(#[from] DiskFault),
+}
+
+/// Up to where the packs are in the index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, Default)]
+pub struct Covered {
+    /// Number of the pack.
+    pub pack: u64,
+    /// Offset in it.
+    pub offset: u64,
+}
+
+/// What the mark beside the tables says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Mark {
+    version: u32,
+    generation: u64,
+    is_clean: bool,
+    covered: Covered,
+    n_entries: u64,
+}
+
+/// The index, wherever it is kept.
+pub struct IndexStore {
+    tables: Tables,
+}
+
+enum Tables {
+    Memory(RwLock<BTreeMap<Digest, BlockPlace>>),
+    Sled(Box<SledTables>),
+}
+
+struct SledTables {
+    dir: PathBuf,
+    db: sled::Db,
+    places: sled::Tree,
+    mark: Slots<Mark>,
+}
+
+impl IndexStore {
+    /// Opens the index. What it returns beside it is up to where the packs are in it: everything behind must be put in again. A new,
+    /// damaged, foreign or incomplete index comes back empty with nothing covered.
+    ///
+    /// # Errors
+    /// Only if even an empty index cannot be made.
+    pub fn open(kind: &IndexKind) -> Result<(IndexStore, Covered), IndexError> {
+        let IndexKind::Sled(dir) = kind else { return Ok((IndexStore::in_memory(), Covered::default())) };
+        match reopen(dir) {
+            Ok(Some((tables, covered))) => {
+                return Ok((IndexStore { tables: Tables::Sled(Box::new(tables)) }, covered));
+            }
+            Ok(None) => {}
+            Err(error) => tracing::warn!(dir = %dir.display(), %error, "index is wiped and rebuilt"),
+        }
+        Ok((IndexStore { tables: Tables::Sled(Box::new(make_empty(dir)?)) }, Covered::default()))
+    }
+
+    /// An empty index in memory.
+    pub fn in_memory() -> IndexStore {
+        IndexStore { tables: Tables::Memory(RwLock::new(BTreeMap::new())) }
+    }
+
+    /// Where the block may lie. `None` also for an answer that cannot be read.
+    pub fn get(&self, digest: &Digest) -> Option<BlockPlace> {
+        match &self.tables {
+            Tables::Memory(map) => map.read().get(digest).copied(),
+            Tables::Sled(tables) => {
+                let answer = guarded(|| tables.places.get(digest));
+                match answer {
+                    Ok(value) => value.and_then(|value| BlockPlace::decode(&value)),
+                    Err(error) => {
+                        tracing::warn!(%error, "index lookup failed");
+                        None
+                    }
+                }
+            }
+        }
+    }
+
+    /// Puts places in; not durable.
+    pub fn insert_all(&self, places: &[(Digest, BlockPlace)]) -> Result<(), IndexError> {
+        match &self.tables {
+            Tables::Memory(map) => {
+                map.write().extend(places.iter().copied());
+                Ok(())
+            }
+            Tables::Sled(tables) => {
+                for chunk in places.chunks(1024) {
+                    let mut batch = sled::Batch::default();
+                    for (digest, place) in chunk {
+                        batch.insert(&digest[..], &place.encode()[..]);
+                    }
+                    guarded(|| tables.places.apply_batch(batch))?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Makes everything put in so far durable, then says so: `covered` is where the packs were when the last of it was put in.
+    pub fn checkpoint(&self, covered: Covered, is_clean: bool) -> Result<(), IndexError> {
+        let Tables::Sled(tables) = &self.tables else { return Ok(()) };
+        guarded(|| tables.db.flush())?;
+        sync_tables(&tables.dir)?;
+        // Counting walks the whole tree, so only a clean stop does it; after an unclean one the last count is a lower bound.
+        let n_entries = if is_clean { self.len() } else { tables.mark.get().n_entries };
+        let mark = Mark { is_clean, covered, n_entries, ..tables.mark.get() };
+        Ok(tables.mark.put(&mark)?)
+    }
+
+    /// How many blocks it knows; walks all of them.
+    pub fn len(&self) -> u64 {
+        match &self.tables {
+            Tables::Memory(map) => map.read().len() as u64,
+            Tables::Sled(tables) => {
+                catch_unwind(AssertUnwindSafe(|| tables.places.len() as u64)).unwrap_or(0)
+            }
+        }
+    }
+
+    /// Whether it knows no block.
+    pub fn is_empty(&self) -> bool {
+        match &self.tables {
+            Tables::Memory(map) => map.read().is_empty(),
+            Tables::Sled(tables) => tables.places.is_empty(),
+        }
+    }
+
+    /// Up to `max` places in order of digest, behind `after`.
+    pub fn page(&self, after: Option<&Digest>, max: usize) -> Result<Vec<(Digest, BlockPlace)>, IndexError> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        match &self.tables {
+            Tables::Memory(map) => {
+                let map = map.read();
+                let from = after.map_or(Unbounded, |after| Excluded(*after));
+                Ok(map.range((from, Unbounded)).take(max).map(|(digest, place)| (*digest, *place)).collect())
+            }
+            Tables::Sled(tables) => guarded(|| {
+                let from = after.map_or(Unbounded, |after| Excluded(after.to_vec()));
+                let mut page = Vec::new();
+                for entry in tables.places.range((from, Unbounded)).take(max) {
+                    let (key, value) = entry?;
+                    if let (Ok(digest), Some(place)) =
+                        (Digest::try_from(&key[..]), BlockPlace::decode(&value))
+                    {
+                        page.push((digest, place));
+                    }
+                }
+                Ok(page)
+            }),
+        }
+    }
+}
+
+/// Opens what an earlier process left; `None` if there is nothing to be trusted.
+fn reopen(dir: &Path) -> Result<Option<(SledTables, Covered)>, IndexError> {
+    let mark: Slots<Mark> = match Slots::open(&RealDisk, &dir.join(INDEX_MARK)) {
+        Ok(mark) => mark,
+        Err(SlotsError::Missing { .. }) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let said = mark.get();
+    if said.version != INDEX_VERSION {
+        return Ok(None);
+    }
+    let (db, places) = open_tables(dir)?;
+    let generation = guarded(|| db.get(GENERATION_KEY))?;
+    if generation.as_deref() != Some(&said.generation.to_le_bytes()[..]) {
+        return Ok(None);
+    }
+    // sled may lose flushed writes in a power cut without saying so; then at least the count is too low.
+    if !said.is_clean {
+        let n = catch_unwind(AssertUnwindSafe(|| places.len() as u64)).map_err(|_| IndexError::Panicked)?;
+        if n < said.n_entries {
+            return Ok(None);
+        }
+    }
+    mark.put(&Mark { is_clean: false, ..said.clone() })?;
+    Ok(Some((SledTables { dir: dir.to_path_buf(), db, places, mark }, said.covered)))
+}
+
+fn make_empty(dir: &Path) -> Result<SledTables, IndexError> {
+    let mark_path = dir.join(INDEX_MARK);
+    let before: u64 = match Slots::<Mark>::open(&RealDisk, &mark_path) {
+        Ok(mark) => mark.get().generation,
+        Err(_) => 0,
+    };
+    let tables = dir.join(INDEX_TABLES);
+    match std::fs::remove_dir_all(&tables) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
+            std::fs::remove_file(&tables).map_err(DiskFault::at("wipe index", &tables))?;
+        }
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(DiskFault::at("wipe index", &tables)(error).into());
+        }
+        _ => {}
+    }
+    RealDisk.create_dir_all(dir).map_err(DiskFault::at("make index directory", dir))?;
+    let (db, places) = open_tables(dir)?;
+    let generation = before + 1 + u64::from(RealDisk.salt());
+    guarded(|| db.insert(GENERATION_KEY, &generation.to_le_bytes()[..]))?;
+    let mark = Mark {
+        version: INDEX_VERSION,
+        generation,
+        is_clean: false,
+        covered: Covered::default(),
+        n_entries: 0,
+    };
+    let mark = Slots::create(&RealDisk, &mark_path, &mark)?;
+    Ok(SledTables { dir: dir.to_path_buf(), db, places, mark })
+}
+
+fn open_tables(dir: &Path) -> Result<(sled::Db, sled::Tree), IndexError> {
+    guarded(|| {
+        let db = sled::Config::new()
+            .path(dir.join(INDEX_TABLES))
+            .cache_capacity(CACHE_BYTES)
+            .flush_every_ms(None)
+            .mode(sled::Mode::HighThroughput)
+            .open()?;
+        let places = db.open_tree(b"places")?;
+        Ok((db, places))
+    })
+}
+
+/// Runs a call of sled; a panic inside becomes an error.
+fn guarded<T>(call: impl FnOnce() -> Result<T, sled::Error>) -> Result<T, IndexError> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(result) => Ok(result?),
+        Err(_) => Err(IndexError::Panicked),
+    }
+}
+
+/// sled's own flush ends in `sync_file_range`, which neither writes metadata nor empties the disk's cache.
+fn sync_tables(dir: &Path) -> Result<(), DiskFault> {
+    let tables = dir.join(INDEX_TABLES);
+    for name in RealDisk.list(&tables).map_err(DiskFault::at("list index", &tables))? {
+        let path = tables.join(name);
+        if path.is_file() {
+            std::fs::File::open(&path)
+                .and_then(|file| file.sync_all())
+                .map_err(DiskFault::at("sync index", &path))?;
+        }
+    }
+    RealDisk.sync_dir(&tables).map_err(DiskFault::at("sync index", &tables))
+}
+
+/// Places that were put in lately and are not in the tables yet; looked up first.
+#[derive(Default)]
+pub(crate) struct Recent {
+    fresh: BTreeMap<Digest, BlockPlace>,
+    draining: Arc<BTreeMap<Digest, BlockPlace>>,
+}
+
+impl Recent {
+    pub(crate) fn get(&self, digest: &Digest) -> Option<BlockPlace> {
+        self.fresh.get(digest).or_else(|| self.draining.get(digest)).copied()
+    }
+
+    pub(crate) fn insert(&mut self, digest: Digest, place: BlockPlace) -> usize {
+        self.fresh.insert(digest, place);
+        self.fresh.len()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.fresh.len() + self.draining.len()
+    }
+
+    /// All places.
+    pub(crate) fn all(&self) -> BTreeMap<Digest, BlockPlace> {
+        let mut all = (*self.draining).clone();
+        all.extend(self.fresh.iter().map(|(digest, place)| (*digest, *place)));
+        all
+    }
+
+    /// Everything fresh; it stays visible until [`Recent::drained`].
+    pub(crate) fn begin_drain(&mut self) -> Arc<BTreeMap<Digest, BlockPlace>> {
+        let fresh = std::mem::take(&mut self.fresh);
+        self.draining = Arc::new(fresh);
+        self.draining.clone()
+    }
+
+    pub(crate) fn drained(&mut self) {
+        self.draining = Arc::default();
+    }
+
+    /// Puts back what could not be put into the tables.
+    pub(crate) fn undrain(&mut self) {
+        let draining = std::mem::take(&mut self.draining);
+        for (digest, place) in draining.iter() {
+            self.fresh.entry(*digest).or_insert(*place);
+        }
+    }
+}
