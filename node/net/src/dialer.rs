@@ -63,14 +63,10 @@ impl Dialer {
         self.told = told;
     }
 
-    /// Whether somebody asked to stay connected with `peer`.
-    pub(crate) fn is_wanted(&self, peer: &PeerId) -> bool {
-        self.wanted.contains_key(peer)
-    }
-
     /// An address seen on the local network. Kept only as a hint: who answers there must still prove the id.
     pub(crate) fn found(&mut self, peer: PeerId, address: &Multiaddr, now: Instant) {
-        if !self.found.contains_key(&peer) && self.found.len() >= FOUND_MAX {
+        let is_known = self.found.contains_key(&peer) || self.wanted.contains_key(&peer);
+        if !is_known && self.found.len() >= FOUND_MAX {
             return;
         }
         let Some(address) = cleaned(&peer, std::slice::from_ref(address)).pop() else { return };

@@ -33,6 +33,12 @@ pub mod net;
 
 pub mod view;
 
+pub mod exchange;
+
+pub mod block_frames;
+
+mod wants;
+
 mod wire;
 
 mod gate;
