@@ -41,6 +41,13 @@ pub(crate) struct Run {
     touched: Duration,
 }
 
+impl Run {
+    /// A run that is complete from the start.
+    pub(crate) fn whole(start: u64, bytes: Vec<u8>, time: Timestamp) -> Run {
+        Run { start, bytes, time, touched: Duration::ZERO }
+    }
+}
+
 #[derive(Debug)]
 enum Slot {
     Open(Run),
@@ -155,6 +162,12 @@ impl Runs {
     /// Whether the inode's run is being stored.
     pub(crate) fn is_storing(&self, ino: Ino) -> bool {
         matches!(self.0.get(&ino), Some(Slot::Storing))
+    }
+
+    /// Gives a run back that could not be logged yet; always `true`.
+    pub(crate) fn put_back(&mut self, ino: Ino, run: Run) -> bool {
+        self.0.insert(ino, Slot::Open(run));
+        true
     }
 
     /// Takes the inode's open run, to log it.

@@ -13,6 +13,8 @@
 //!
 //! Deliberately knows neither what an op means nor where the block is stored.
 
+mod cbor;
+
 use std::ops::Range;
 
 use bytes::Bytes;
@@ -21,6 +23,8 @@ use sha2::{Digest as _, Sha256};
 
 use remora_dag::block::{Codec, SHA2_256, cid_of_digest};
 use remora_vfs::attr::Timestamp;
+
+use crate::commit::cbor::{ARRAY, BYTES, Decoder, Encoder, MAP, UINT};
 
 /// The version of the commit block that this code writes.
 pub const COMMIT_VERSION: u64 = 1;
@@ -46,8 +50,6 @@ pub const FLAG_MEMBERS: u64 = 8;
 pub const FLAG_SNAPSHOT: u64 = 16;
 const FLAGS_KNOWN: u64 = FLAG_END | FLAG_START | FLAG_CHECKPOINT | FLAG_MEMBERS | FLAG_SNAPSHOT;
 
-/// The longest CID accepted in a commit, in bytes.
-const CID_BYTES_MAX: usize = 64;
 
 /// A sha2-256 digest.
 pub type Digest = [u8; 32];
@@ -224,7 +226,7 @@ impl Commit {
         if bytes.len() > COMMIT_BYTES_MAX {
             return Err(CommitError::TooLarge { bytes: bytes.len(), refs: 0 });
         }
-        let mut from = Decoder { bytes: &bytes, at: 0 };
+        let mut from = Decoder::new(&bytes);
         from.expect(MAP, 11, "a map of 11")?;
         from.key("t")?;
         let time = Timestamp(from.int()?);
@@ -251,9 +253,7 @@ impl Commit {
         let term = from.uint("term")?;
         from.key("base_seq")?;
         let base_seq = from.uint("base_seq")?;
-        if from.at != bytes.len() {
-            return Err(from.malformed("the end"));
-        }
+        from.end()?;
         let digest = Sha256::digest(&bytes).into();
         let header = CommitHeader { volume, prev, term, seq, base, base_seq, flags, time };
         Ok(Commit { header, data, bytes, digest, ops })
@@ -311,171 +311,6 @@ impl Commit {
             return Ok(());
         };
         Err(CommitError::NotNext { seq: h.seq, term: h.term, tip_seq: tip.seq, tip_term: tip.term, what })
-    }
-}
-
-const UINT: u8 = 0;
-const NEGATIVE: u8 = 1;
-const BYTES: u8 = 2;
-const TEXT: u8 = 3;
-const ARRAY: u8 = 4;
-const MAP: u8 = 5;
-const TAG: u8 = 6;
-const TAG_CID: u64 = 42;
-
-/// Writes the few shapes of CBOR that a commit is made of, each in its shortest form.
-struct Encoder(Vec<u8>);
-
-impl Encoder {
-    #[allow(clippy::cast_possible_truncation)]
-    fn head(&mut self, major: u8, n: u64) {
-        let major = major << 5;
-        match n {
-            0..24 => self.0.push(major | n as u8),
-            24..0x100 => self.0.extend_from_slice(&[major | 24, n as u8]),
-            0x100..0x1_0000 => {
-                self.0.push(major | 25);
-                self.0.extend_from_slice(&(n as u16).to_be_bytes());
-            }
-            0x1_0000..0x1_0000_0000 => {
-                self.0.push(major | 26);
-                self.0.extend_from_slice(&(n as u32).to_be_bytes());
-            }
-            _ => {
-                self.0.push(major | 27);
-                self.0.extend_from_slice(&n.to_be_bytes());
-            }
-        }
-    }
-
-    fn int(&mut self, n: i64) {
-        match u64::try_from(n) {
-            Ok(n) => self.head(UINT, n),
-            Err(_) => self.head(NEGATIVE, !n.cast_unsigned()),
-        }
-    }
-
-    fn key(&mut self, key: &str) {
-        self.head(TEXT, key.len() as u64);
-        self.0.extend_from_slice(key.as_bytes());
-    }
-
-    fn bytes(&mut self, bytes: &[u8]) {
-        self.head(BYTES, bytes.len() as u64);
-        self.0.extend_from_slice(bytes);
-    }
-
-    fn cid(&mut self, cid: &Cid) {
-        let raw = cid.to_bytes();
-        self.head(TAG, TAG_CID);
-        self.head(BYTES, raw.len() as u64 + 1);
-        self.0.push(0);
-        self.0.extend_from_slice(&raw);
-    }
-}
-
-/// Reads what [`Encoder`] writes and nothing else.
-struct Decoder<'a> {
-    bytes: &'a [u8],
-    at: usize,
-}
-
-impl Decoder<'_> {
-    fn malformed(&self, what: &'static str) -> CommitError {
-        CommitError::Malformed { what, at: self.at }
-    }
-
-    fn take(&mut self, n: usize, what: &'static str) -> Result<Range<usize>, CommitError> {
-        match self.at.checked_add(n) {
-            Some(end) if end <= self.bytes.len() => {
-                let range = self.at..end;
-                self.at = end;
-                Ok(range)
-            }
-            _ => Err(self.malformed(what)),
-        }
-    }
-
-    /// The next head: its major type and number, which must be in the shortest form.
-    fn head(&mut self, what: &'static str) -> Result<(u8, u64), CommitError> {
-        let first = self.take(1, what)?.start;
-        let (major, short) = (self.bytes[first] >> 5, self.bytes[first] & 31);
-        let (width, least) = match short {
-            0..24 => return Ok((major, u64::from(short))),
-            24 => (1, 24),
-            25 => (2, 0x100),
-            26 => (4, 0x1_0000),
-            27 => (8, 0x1_0000_0000),
-            _ => return Err(self.malformed(what)),
-        };
-        let range = self.take(width, what)?;
-        let n = self.bytes[range].iter().fold(0u64, |n, byte| n << 8 | u64::from(*byte));
-        if n < least { Err(self.malformed(what)) } else { Ok((major, n)) }
-    }
-
-    fn number(&mut self, major: u8, what: &'static str) -> Result<u64, CommitError> {
-        let (found, n) = self.head(what)?;
-        if found == major { Ok(n) } else { Err(self.malformed(what)) }
-    }
-
-    fn expect(&mut self, major: u8, n: u64, what: &'static str) -> Result<(), CommitError> {
-        if self.number(major, what)? == n { Ok(()) } else { Err(self.malformed(what)) }
-    }
-
-    fn uint(&mut self, what: &'static str) -> Result<u64, CommitError> {
-        self.number(UINT, what)
-    }
-
-    fn int(&mut self) -> Result<i64, CommitError> {
-        let (major, n) = self.head("a time")?;
-        let n = i64::try_from(n).map_err(|_| self.malformed("a time"))?;
-        match major {
-            UINT => Ok(n),
-            NEGATIVE => Ok(-1 - n),
-            _ => Err(self.malformed("a time")),
-        }
-    }
-
-    fn key(&mut self, key: &'static str) -> Result<(), CommitError> {
-        self.expect(TEXT, key.len() as u64, key)?;
-        let range = self.take(key.len(), key)?;
-        if &self.bytes[range] == key.as_bytes() { Ok(()) } else { Err(self.malformed(key)) }
-    }
-
-    fn byte_string(&mut self, what: &'static str, max: usize) -> Result<Range<usize>, CommitError> {
-        let n = self.number(BYTES, what)?;
-        match usize::try_from(n) {
-            Ok(n) if n <= max => self.take(n, what),
-            _ => Err(self.malformed(what)),
-        }
-    }
-
-    fn array<const N: usize>(&mut self, what: &'static str) -> Result<[u8; N], CommitError> {
-        let range = self.byte_string(what, N)?;
-        self.bytes[range].try_into().map_err(|_| self.malformed(what))
-    }
-
-    fn cid(&mut self) -> Result<Cid, CommitError> {
-        self.expect(TAG, TAG_CID, "a link")?;
-        let range = self.byte_string("a link", CID_BYTES_MAX)?;
-        let raw = match self.bytes[range].split_first() {
-            Some((0, raw)) => raw,
-            _ => return Err(self.malformed("a link")),
-        };
-        let cid = Cid::try_from(raw).map_err(|_| self.malformed("a CID"))?;
-        if cid.to_bytes() == raw { Ok(cid) } else { Err(self.malformed("a CID")) }
-    }
-
-    fn cids(&mut self) -> Result<Vec<Cid>, CommitError> {
-        let n = usize::try_from(self.number(ARRAY, "references")?).unwrap_or(usize::MAX);
-        if n > REFS_MAX {
-            return Err(self.malformed("fewer references"));
-        }
-        let mut cids = Vec::with_capacity(n);
-        for _ in 0..n {
-            cids.push(self.cid()?);
-        }
-        Ok(cids)
     }
 }
 

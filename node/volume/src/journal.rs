@@ -16,6 +16,7 @@
 
 pub mod blocks;
 pub mod durability;
+pub mod frames;
 pub(crate) mod payloads;
 
 use std::collections::VecDeque;
@@ -61,6 +62,18 @@ pub(crate) struct Pen {
     pub(crate) tip: Tip,
 }
 
+/// What the journal must know of an op besides its bytes.
+pub(crate) struct Entry {
+    /// When.
+    pub(crate) now: Duration,
+    /// The block it refers to.
+    pub(crate) refers_to: Option<Cid>,
+    /// Bytes of that block.
+    pub(crate) block_bytes: u64,
+    /// Whether it changes the file system.
+    pub(crate) is_change: bool,
+}
+
 /// A batch that has been written to the log.
 pub(crate) struct Appended {
     /// Its commit.
@@ -92,6 +105,10 @@ pub(crate) struct Journal {
     base: Cid,
     base_seq: u64,
     tail_bytes: u64,
+    /// When the last op was applied.
+    touched: Duration,
+    /// The last commit that changed the file system.
+    changed: u64,
     failed: Option<Arc<str>>,
 }
 
@@ -107,12 +124,14 @@ pub(crate) struct Start {
     pub(crate) tail_bytes: u64,
     /// Where the ops since are.
     pub(crate) payloads: Payloads,
+    /// The last commit that changed the file system; 0 for none since the base.
+    pub(crate) changed: u64,
 }
 
 impl Journal {
     /// A journal that goes on after `start`.
     pub(crate) fn new(start: Start, durability: Durability) -> Journal {
-        let Start { tip, base, base_seq, tail_bytes, payloads } = start;
+        let Start { tip, base, base_seq, tail_bytes, payloads, changed } = start;
         Journal {
             open: empty_batch(tip.seq + 1, base, base_seq),
             open_since: None,
@@ -130,6 +149,8 @@ impl Journal {
             base,
             base_seq,
             tail_bytes,
+            touched: Duration::ZERO,
+            changed,
             failed: None,
         }
     }
@@ -137,12 +158,10 @@ impl Journal {
     /// Encodes one op into the open batch, lets `apply` carry it out, and takes it back if that fails.
     ///
     /// `encode` answers where in the buffer the op's inline data begins; `apply` gets the number of the commit the op
-    /// will be in and the offset of that data in the commit's ops. `extra` is what the op weighs beside its bytes.
+    /// will be in and the offset of that data in the commit's ops.
     pub(crate) fn record<T, E>(
         &mut self,
-        now: Duration,
-        refers_to: Option<Cid>,
-        extra: u64,
+        entry: &Entry,
         encode: impl FnOnce(&mut Vec<u8>) -> usize,
         apply: impl FnOnce(u64, usize) -> Result<T, E>,
     ) -> Result<T, E> {
@@ -162,12 +181,16 @@ impl Journal {
                 return Err(stop);
             }
         };
-        self.open.data.extend(refers_to);
-        let weight = (self.open.ops.len() - start) as u64 + extra;
+        self.open.data.extend(entry.refers_to);
+        let weight = (self.open.ops.len() - start) as u64 + entry.block_bytes;
         self.open.weight += weight;
         self.unsynced_weight += weight;
-        self.open_since.get_or_insert(now);
-        self.unsynced_since.get_or_insert(now);
+        self.open_since.get_or_insert(entry.now);
+        self.unsynced_since.get_or_insert(entry.now);
+        self.touched = entry.now;
+        if entry.is_change {
+            self.changed = self.open.seq;
+        }
         if self.open.ops.len() >= BATCH_BYTES {
             self.close_batch();
         }
@@ -339,15 +362,30 @@ impl Journal {
         (self.open_since, self.unsynced_since)
     }
 
+    /// When the last op was applied.
+    pub(crate) fn touched(&self) -> Duration {
+        self.touched
+    }
+
+    /// Counts the time of being left alone from `now`.
+    pub(crate) fn touch(&mut self, now: Duration) {
+        self.touched = now;
+    }
+
+    /// Whether a checkpoint would find anything new.
+    pub(crate) fn has_changed_since_base(&self) -> bool {
+        self.changed > self.base_seq
+    }
+
     /// Bytes of ops since the base.
     pub(crate) fn tail_bytes(&self) -> u64 {
         self.tail_bytes + self.open.ops.len() as u64
     }
 
-    /// The base contains everything up to `seq`: its ops need not be found any more. `tail_bytes` is what is left.
-    pub(crate) fn forget_until(&mut self, seq: u64, tail_bytes: u64) {
+    /// The base contains everything up to `seq`, `bytes` of ops: they need not be found any more.
+    pub(crate) fn forget_until(&mut self, seq: u64, bytes: u64) {
         self.payloads.forget_until(seq);
-        self.tail_bytes = tail_bytes;
+        self.tail_bytes = self.tail_bytes.saturating_sub(bytes);
     }
 
     /// The ops of the open batch if that is commit `seq`.

@@ -13,6 +13,7 @@
 //! * no lock is held over the disk, the network or a callback.
 
 mod background;
+mod control;
 mod filesystem;
 mod mutate;
 pub mod options;

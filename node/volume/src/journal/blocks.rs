@@ -3,6 +3,7 @@
 use std::io;
 
 use remora_dag::block::{BlockSink, BlockSource};
+use remora_store::blocks::Blocks;
 
 /// Blocks that can be read, kept and made durable.
 ///
@@ -13,4 +14,11 @@ pub trait BlockStore: BlockSource + BlockSink + 'static {
     ///
     /// *Errors*: a failed sync is final for those blocks; the volume steps down.
     fn sync(&self) -> io::Result<()>;
+}
+
+/// The blocks of this host alone: what is not here is not found.
+impl BlockStore for Blocks {
+    fn sync(&self) -> io::Result<()> {
+        Blocks::sync(self).map_err(io::Error::other)
+    }
 }

@@ -5,7 +5,8 @@
 //! the core waits for the pen.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
@@ -36,8 +37,10 @@ pub(crate) struct Core {
 pub(crate) struct Wish {
     /// Write out what is closed, and sync if someone waits for that.
     pub(crate) write: bool,
-    /// Derive a checkpoint.
-    pub(crate) checkpoint: bool,
+    /// A full disk is left alone until then.
+    pub(crate) pause_until: Option<Duration>,
+    /// A checkpoint is being made.
+    pub(crate) is_checkpointing: bool,
     /// End.
     pub(crate) stop: bool,
     /// The thread sleeps until it is told: nothing is dirty.
@@ -60,8 +63,6 @@ pub(crate) struct Shared {
     pub(crate) space: Arc<dyn Fn() -> Space + Send + Sync>,
     pub(crate) reserve_bytes: Option<u64>,
     pub(crate) has_background: bool,
-    /// Whether the last look found less space than the reserve.
-    pub(crate) is_full: AtomicBool,
     /// Bytes that may be written before the next look.
     pub(crate) unlooked_bytes: AtomicU64,
     /// Held while a checkpoint is made: there is one at a time.

@@ -10,21 +10,19 @@
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 
-use remora_store::frame::{FrameKind, FrameMeta};
+use remora_store::log::LogError;
 use remora_vfs::attr::Ino;
 use remora_vfs::errno::Errno;
 use remora_vfs::filesystem::{Done, Reply};
 
 use crate::commit::{Commit, CommitHeader, Tip};
+use crate::journal::frames::commit_meta;
 use crate::journal::durability::CommitFrame;
 use crate::journal::{Appended, Batch, Pen};
 use crate::volume::shared::Shared;
 
 /// How often a thread that called fsync writes for others before it hands over.
 const ROUNDS_MAX: usize = 2;
-
-/// The dag-cbor codec of a frame.
-const CODEC_DAG_CBOR: u32 = 0x71;
 
 /// Why a round ended early.
 pub(crate) enum Trouble {
@@ -42,7 +40,7 @@ impl Shared {
             match core.journal.check() {
                 Err(errno) => Err(errno),
                 Ok(()) => {
-                    let seq = core.state.last_change(ino);
+                    let seq = core.state.dirty_seq(ino);
                     if seq > core.journal.durable() {
                         let pen = if seq > core.journal.synced_seq() { core.journal.take_pen() } else { None };
                         core.journal.wait_for(seq, done);
@@ -74,7 +72,10 @@ impl Shared {
             if seq <= core.journal.durable() {
                 return Ok(());
             }
-            let done: Done = Box::new(move |reply| drop(sender.send(reply)));
+            let done: Done = Box::new(move |reply| {
+                // Nobody listens any more only if the caller is gone.
+                let _ = sender.send(reply);
+            });
             core.journal.wait_for(seq, done);
             core.journal.take_pen()
         };
@@ -174,7 +175,7 @@ impl Shared {
         let commit = Commit::seal(header, &batch.ops, batch.data.clone())
             .map_err(|error| Trouble::Failed(format!("seal commit {}: {error}", batch.seq)))?;
         let meta = commit_meta(&commit).ok_or_else(|| Trouble::Failed(format!("term {} is too large", self.term)))?;
-        let position = self.log.append(meta, &[&commit.bytes]).map_err(log_trouble)?;
+        let position = self.log.append(&meta, &[&commit.bytes]).map_err(log_trouble)?;
         let appended = Appended { tip: commit.tip(), position, ops_offset: commit.ops_offset() };
         self.replicator.commit(CommitFrame {
             seq: commit.header.seq,
@@ -200,13 +201,9 @@ impl Shared {
     }
 }
 
-/// The frame a commit is stored in; `None` if its term does not fit one.
-pub fn commit_meta(commit: &Commit) -> Option<FrameMeta> {
-    Some(FrameMeta {
-        kind: FrameKind::COMMIT,
-        term: u32::try_from(commit.header.term).ok()?,
-        seq: commit.header.seq,
-        codec: CODEC_DAG_CBOR,
-        digest: commit.digest,
-    })
+fn log_trouble(error: LogError) -> Trouble {
+    match error {
+        LogError::Full(_) => Trouble::Full,
+        error => Trouble::Failed(format!("append to the log: {error}")),
+    }
 }

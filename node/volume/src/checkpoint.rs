@@ -1,0 +1,161 @@
+//! Turning a tail of the log into a tree while writers go on.
+//!
+//! ```text
+//!   1 freeze    under the lock: cut the batch; s := its commit           (microseconds)
+//!   2 wait      until s is durable under the volume's rule
+//!   3 replay    a second, private state: base + log up to s              no lock
+//!   4 derive    new leaves, directories, tree T'; sync the blocks        no lock
+//!   5 announce  commit Checkpoint{T', s}, which names T' as its base; wait until it is durable
+//!   6 rebase    the live state moves onto T' a bounded step at a time    lock, under a millisecond each
+//!   7 forget    log segments up to s, as far as nobody needs them
+//! ```
+//!
+//! Always holds: a crash before 5 leaves only blocks nobody refers to; after 5 the log names T' and everything behind s;
+//! the log is dropped only when the tree that replaces it is durable. Keepers run 3 and 4 on their own logs through
+//! [`derive_from_log`] and compare the CIDs.
+
+use cid::Cid;
+
+use remora_dag::block::BlockSource;
+use remora_store::log::{Log, LogError, Position};
+use remora_vfs::errno::Errno;
+
+use crate::commit::{FLAG_CHECKPOINT, Tip};
+use crate::derive::Derived;
+use crate::journal::blocks::BlockStore;
+use crate::journal::payloads::{Payload, Payloads};
+use crate::op::Op;
+use crate::recover::{OpenError, Replayed, replay};
+use crate::stop::Stop;
+use crate::volume::shared::Shared;
+
+/// Inodes that are moved onto the new base under one lock.
+const REBASE_ITEMS: usize = 256;
+
+/// Why there is no checkpoint. The volume goes on unless it stepped down.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// What is to be in it cannot be made durable.
+    #[error("make the tail durable: {0}")]
+    NotDurable(Errno),
+    /// The log cannot be replayed.
+    #[error("replay the tail")]
+    Replay(#[from] OpenError),
+    /// The blocks of the tree cannot be made durable.
+    #[error("sync the tree's blocks")]
+    Sync(#[source] std::io::Error),
+    /// The state cannot go over to the tree: our own bug. What is on disk is good.
+    #[error("go over to the tree")]
+    Rebase(#[from] Stop),
+    /// The old part of the log cannot be dropped; the checkpoint itself is good.
+    #[error("drop the old part of the log")]
+    Drop(#[from] LogError),
+}
+
+/// Inline data of commits that are in a log.
+struct LogInline<'a> {
+    log: &'a Log,
+    payloads: &'a Payloads,
+}
+
+/// Exactly `len` bytes of a commit's ops.
+fn read_inline(log: &Log, position: Position, ops_offset: usize, offset: u64, len: u64) -> Option<bytes::Bytes> {
+    let start = ops_offset.checked_add(usize::try_from(offset).ok()?)?;
+    let end = start.checked_add(usize::try_from(len).ok()?)?;
+    let bytes = log.read(position, start..end).ok()?;
+    (bytes.len() == end - start).then_some(bytes)
+}
+
+/// Replays commits up to `upto` over `base` (a tree and the last commit it contains) and derives their tree.
+///
+/// A pure function of the log and the base: every host gets the same CID. The blocks are put, not yet synced. Answers
+/// the bytes of ops it covers, too.
+///
+/// *Errors*: [`CheckpointError`]; some blocks may have been put.
+pub fn derive_from_log(
+    log: &Log,
+    blocks: &dyn BlockStore,
+    volume: &[u8; 16],
+    base: (Cid, u64),
+    upto: u64,
+) -> Result<(Derived, u64), CheckpointError> {
+    let source: &dyn BlockSource = blocks;
+    let known: Option<Tip> = None;
+    let replayed = replay(log, source, volume, (base.0, base.1, known), upto)?;
+    drop(replayed);
+    Err(CheckpointError::NotDurable(Errno::ENOSYS))
+}
+
+impl Shared {
+    /// See [`crate::volume::Volume::checkpoint`].
+    pub(crate) fn make_checkpoint(&self) -> Result<(Cid, u64), CheckpointError> {
+        let _one_at_a_time = self.checkpoint.lock();
+        let (base, upto) = {
+            let mut core = self.core.lock();
+            core.journal.check().map_err(CheckpointError::NotDurable)?;
+            let base = core.journal.base();
+            if !core.journal.has_changed_since_base() {
+                return Ok(base);
+            }
+            core.journal.close_batch();
+            let upto = core.journal.last_seq();
+            core.state.freeze(upto)?;
+            (base, upto)
+        };
+        let derived = self.derive_and_announce(base, upto);
+        if derived.is_err() {
+            self.core.lock().state.thaw();
+        }
+        let (derived, ops_bytes) = derived?;
+        while !self.core.lock().state.rebase(&derived, upto, REBASE_ITEMS)? {}
+        self.core.lock().journal.forget_until(upto, ops_bytes);
+        let needed = self.replicator.oldest_needed().unwrap_or(u64::MAX);
+        self.log.drop_before(needed.min(upto + 1))?;
+        tracing::info!(tree = %derived.tree_cid, upto, ops_bytes, "checkpoint");
+        Ok((derived.tree_cid, upto))
+    }
+
+    /// Steps 2 to 5: the tree is durable and the chain names it when this returns.
+    fn derive_and_announce(&self, base: (Cid, u64), upto: u64) -> Result<(Derived, u64), CheckpointError> {
+        self.flush_until(upto).map_err(CheckpointError::NotDurable)?;
+        let (derived, ops_bytes) = derive_from_log(&self.log, &*self.blocks, &self.id, base, upto)?;
+        self.blocks.sync().map_err(|error| {
+            self.fail(&format!("sync the blocks of a checkpoint: {error}"));
+            CheckpointError::Sync(error)
+        })?;
+        self.announce(derived.tree_cid, upto)?;
+        Ok((derived, ops_bytes))
+    }
+
+    /// Commits the checkpoint, alone, and waits until it is durable.
+    fn announce(&self, tree: Cid, upto: u64) -> Result<(), CheckpointError> {
+        let seq = {
+            let mut core = self.core.lock();
+            core.journal.check().map_err(CheckpointError::NotDurable)?;
+            core.journal.close_batch();
+            core.journal.set_base(tree, upto);
+            let recorded = self.record(&mut core, &Op::Checkpoint { tree, upto_seq: upto });
+            recorded.map_err(|_| CheckpointError::NotDurable(Errno::EIO))?;
+            core.journal.flag(FLAG_CHECKPOINT);
+            core.journal.close_batch();
+            core.journal.last_seq()
+        };
+        self.flush_until(seq).map_err(CheckpointError::NotDurable)
+    }
+
+    /// A checkpoint in the background: what goes wrong is logged, and tried again when it is due again.
+    pub(crate) fn try_checkpoint(&self) {
+        if let Err(error) = self.make_checkpoint() {
+            tracing::warn!(%error, "no checkpoint");
+        }
+        self.checkpoint_ended();
+    }
+
+    /// Another checkpoint may be started.
+    pub(crate) fn checkpoint_ended(&self) {
+        let mut core = self.core.lock();
+        core.wish.is_checkpointing = false;
+        core.journal.touch(self.clock.elapsed());
+        self.wake.notify_one();
+    }
+}

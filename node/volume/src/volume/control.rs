@@ -1,0 +1,124 @@
+//! Opening, describing and ending a volume.
+
+use std::sync::atomic::AtomicU64;
+
+use parking_lot::{Condvar, Mutex};
+
+use remora_vfs::errno::Errno;
+use remora_vfs::filesystem::Reply;
+
+use crate::bulk::Runs;
+use crate::commit::{FLAG_MEMBERS, FLAG_SNAPSHOT, FLAG_START, Tip};
+use crate::journal::{Journal, Start};
+use crate::op::Op;
+use crate::recover::{OpenError, replay_all};
+use crate::volume::options::{VolumeOptions, VolumeStatus};
+use crate::volume::shared::{Core, Shared, Wish};
+
+/// The reason a closed volume gives.
+const CLOSED: &str = "the volume was released";
+
+impl Shared {
+    /// Replays the log and takes up its end.
+    pub(crate) fn recover(options: VolumeOptions) -> Result<Shared, OpenError> {
+        let VolumeOptions { id, term, log, blocks, base, size_limit, durability, .. } = options;
+        let mut replayed = replay_all(&log, &*blocks, &id, &base)?;
+        if replayed.tip.term > term {
+            return Err(OpenError::OldTerm { term, tip_term: replayed.tip.term });
+        }
+        replayed.state.set_size_limit(size_limit);
+        let orphans: Vec<_> = replayed.state.orphans().collect();
+        // What was read may have been appended and not synced: it must not be called durable on the word of a read.
+        log.sync()?;
+        let start = Start {
+            tip: replayed.tip,
+            base: replayed.base,
+            base_seq: replayed.base_seq,
+            tail_bytes: replayed.ops_bytes,
+            payloads: replayed.payloads,
+            changed: replayed.changed,
+        };
+        let journal = Journal::new(start, durability);
+        let core = Core { state: replayed.state, journal, runs: Runs::default(), wish: Wish::default() };
+        let shared = Shared {
+            core: Mutex::new(core),
+            run_stored: Condvar::new(),
+            wake: Condvar::new(),
+            id,
+            term,
+            log,
+            blocks,
+            replicator: options.replicator,
+            clock: options.clock,
+            space: options.space,
+            reserve_bytes: options.reserve_bytes,
+            has_background: options.background,
+            unlooked_bytes: AtomicU64::new(0),
+            checkpoint: Mutex::new(()),
+        };
+        for ino in orphans {
+            let dropped = shared.with_blocks(|core| shared.record(core, &Op::Drop { ino }));
+            dropped.map_err(|errno| OpenError::Orphan { ino, errno })?;
+        }
+        Ok(shared)
+    }
+
+    /// See [`crate::volume::Volume::status`].
+    pub(crate) fn status(&self) -> VolumeStatus {
+        let core = self.core.lock();
+        let (base, base_seq) = core.journal.base();
+        let stats = core.state.stats();
+        VolumeStatus {
+            tip: core.journal.tip(),
+            durable_seq: core.journal.durable(),
+            synced_seq: core.journal.synced_seq(),
+            base,
+            base_seq,
+            pending_bytes: core.journal.unsynced_weight(),
+            tail_bytes: core.journal.tail_bytes(),
+            inodes: stats.inodes,
+            bytes: stats.bytes,
+            failed: core.journal.failure().map(str::to_owned),
+        }
+    }
+
+    /// See [`crate::volume::Volume::begin_control`].
+    pub(crate) fn begin_control(&self, op: &Op<'_>) -> Reply<u64> {
+        let flag = match op {
+            Op::Start { .. } => FLAG_START,
+            Op::Members { .. } => FLAG_MEMBERS,
+            Op::Snapshot { .. } => FLAG_SNAPSHOT,
+            _ => return Err(Errno::EINVAL),
+        };
+        self.with_blocks(|core| {
+            core.journal.check()?;
+            core.journal.close_batch();
+            self.record(core, op)?;
+            core.journal.flag(flag);
+            core.journal.close_batch();
+            Ok(core.journal.last_seq())
+        })
+    }
+
+    /// See [`crate::volume::Volume::close`].
+    pub(crate) fn end(&self) -> Reply<Tip> {
+        loop {
+            let tip = self.flush()?;
+            let mut core = self.core.lock();
+            let is_quiet = core.runs.is_empty() && core.journal.last_seq() == core.journal.durable();
+            if is_quiet {
+                let waiting = core.journal.fail(CLOSED);
+                drop(core);
+                assert!(waiting.is_empty(), "everything is durable, so nobody waits");
+                return Ok(tip);
+            }
+        }
+    }
+
+    /// Ends the threads; waits for a checkpoint that is being made.
+    pub(crate) fn stop(&self) {
+        self.core.lock().wish.stop = true;
+        self.wake.notify_all();
+        drop(self.checkpoint.lock());
+    }
+}
