@@ -33,3 +33,11 @@ pub mod config;
 pub mod promise;
 
 pub mod message;
+
+pub mod lease;
+
+pub mod keeper;
+
+pub mod acquire;
+
+pub mod writer;

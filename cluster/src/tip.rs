@@ -157,6 +157,18 @@ impl Chain {
         self.tip = tip;
     }
 
+    /// Adds all commits of one term up to `tip`; those between are known by their writer. Nothing if `tip` is not after
+    /// the end of the chain.
+    pub fn extend_to(&mut self, tip: Tip) {
+        if tip.seq <= self.tip.seq || tip.term < self.tip.term {
+            return;
+        }
+        if tip.term > self.tip.term {
+            self.push(Tip { seq: self.tip.seq + 1, ..tip });
+        }
+        self.tip = tip;
+    }
+
     /// The term of commit `seq`; None outside of what is kept, `base` included.
     pub fn term_of(&self, seq: u64) -> Option<Term> {
         if seq == self.base.seq {
