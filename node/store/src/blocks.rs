@@ -78,7 +78,7 @@ pub enum BlocksError {
         /// The block.
         cid: Cid,
         /// What the disk said.
-        source: DiskFault,
+        source: Box<DiskFault>,
     },
     /// An earlier sync failed: nothing can be stored or made durable until the store is opened again. Reads go on.
     #[error("blocks closed for writing after a failure: {reason}")]
@@ -516,6 +516,10 @@ impl Shared {
             tracing::warn!(pack = append.pack.number, %error, "cannot seal a pack");
             self.take_back(&append.pack, append.end.at);
         }
+        // The seal was written, so the pack has something to sync even if its last block has been synced before.
+        if append.dirty.last().is_none_or(|last| last.number != append.pack.number) {
+            append.dirty.push(append.pack.clone());
+        }
         let next = Arc::new(next);
         self.packs.write().insert(next.number as u32, next.clone());
         append.pack = next;
@@ -556,7 +560,7 @@ fn digest_of(cid: &Cid) -> Result<Digest, BlocksError> {
 }
 
 fn refused(cid: &Cid, fault: DiskFault) -> BlocksError {
-    if fault.is_full() { BlocksError::Full { cid: *cid, source: fault } } else { fault.into() }
+    if fault.is_full() { BlocksError::Full { cid: *cid, source: Box::new(fault) } } else { fault.into() }
 }
 
 /// The header, if it is that of this block and agrees with what the index said.

@@ -53,6 +53,9 @@ struct Inner {
     is_lying: bool,
     n_calls: u64,
     n_syncs: u64,
+    /// At which call the picture is taken, and with which seed.
+    crash_at: Option<(u64, u64)>,
+    crashed: Option<SimDisk>,
 }
 
 /// splitmix64: small, and the same everywhere.
@@ -86,36 +89,33 @@ impl SimDisk {
             is_lying: false,
             n_calls: 0,
             n_syncs: 0,
+            crash_at: None,
+            crashed: None,
         };
         SimDisk { inner: Arc::new(Mutex::new(inner)) }
     }
 
     /// The disk as the next boot may find it after a power cut now. This disk goes on unharmed, so one run can be cut in many ways.
     pub fn crash(&self, seed: u64) -> SimDisk {
-        let inner = self.inner.lock();
-        let mut random = Random(seed ^ 0x5eed_0ff0_cafe);
-        let names = inner.names.after_crash(&mut || random.one_in(2));
-        let nodes = inner
-            .nodes
-            .iter()
-            .map(|(id, node)| {
-                let keeps = match random.next() % 4 {
-                    0 => Keep::All,
-                    1 => Keep::Nothing,
-                    _ => Keep::Some,
-                };
-                (*id, node.after_crash(keeps, &mut random))
-            })
-            .collect();
-        let disk = SimDisk::new(random.next());
-        {
-            let mut fresh = disk.inner.lock();
-            fresh.names = names;
-            fresh.nodes = nodes;
-            fresh.next_node = inner.next_node;
-            fresh.capacity = inner.capacity;
-        }
-        disk
+        self.inner.lock().after_crash(seed)
+    }
+
+    /// Takes a picture of the disk, as [`SimDisk::crash`] would leave it, when the `n`-th call from now on (the first is 1) begins.
+    /// What is acknowledged once [`SimDisk::is_crash_planned`] says no is not in the picture.
+    pub fn plan_crash(&self, n: u64, seed: u64) {
+        let mut inner = self.inner.lock();
+        inner.crash_at = Some((inner.n_calls + n, seed));
+        inner.crashed = None;
+    }
+
+    /// Whether the planned crash is still to come.
+    pub fn is_crash_planned(&self) -> bool {
+        self.inner.lock().crash_at.is_some()
+    }
+
+    /// The picture of the planned crash, if it was taken.
+    pub fn crashed(&self) -> Option<SimDisk> {
+        self.inner.lock().crashed.take()
     }
 
     /// The disk as another process finds it after this one was killed: nothing written is lost, nothing more is durable.
@@ -207,8 +207,37 @@ enum Keep {
 }
 
 impl Inner {
+    fn after_crash(&self, seed: u64) -> SimDisk {
+        let mut random = Random(seed ^ 0x5eed_0ff0_cafe);
+        let names = self.names.after_crash(&mut || random.one_in(2));
+        let mut nodes = BTreeMap::new();
+        for (id, node) in &self.nodes {
+            let keep = match random.next() % 4 {
+                0 => Keep::All,
+                1 => Keep::Nothing,
+                _ => Keep::Some,
+            };
+            nodes.insert(*id, node.after_crash(keep, &mut random));
+        }
+        let disk = SimDisk::new(random.next());
+        {
+            let mut fresh = disk.inner.lock();
+            fresh.names = names;
+            fresh.nodes = nodes;
+            fresh.next_node = self.next_node;
+            fresh.capacity = self.capacity;
+        }
+        disk
+    }
+
     fn count(&mut self, kind: CallKind) -> io::Result<()> {
         self.n_calls += 1;
+        if let Some((at, seed)) = self.crash_at
+            && self.n_calls >= at
+        {
+            self.crash_at = None;
+            self.crashed = Some(self.after_crash(seed));
+        }
         if kind == CallKind::Sync {
             self.n_syncs += 1;
         }

@@ -14,7 +14,7 @@ use crate::frame::{FrameHeader, FrameKind, HeaderFault, parse_header};
 use crate::log::{Frame, LogError, Position};
 use crate::scan::FrameView;
 
-const ZEROS: [u8; 256 << 10] = [0; 256 << 10];
+static ZEROS: [u8; 256 << 10] = [0; 256 << 10];
 
 /// An open segment. Appended to by one thread at a time (who holds the log's tail), read by any.
 pub(super) struct Segment {
