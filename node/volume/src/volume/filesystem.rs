@@ -7,6 +7,7 @@ use remora_vfs::filesystem::{
 };
 
 use crate::op::Op;
+use crate::plan::check_name;
 use crate::state::State;
 use crate::stop::Stop;
 use crate::volume::Volume;
@@ -23,6 +24,7 @@ const BYTES_PER_INODE: u64 = 4096;
 
 impl Filesystem for Volume {
     fn lookup(&self, parent: Ino, name: &[u8]) -> Reply<Attr> {
+        check_name(name)?;
         let attr = self.shared.ask(|state| {
             let attr = state.lookup(parent, name)?;
             state.reference(attr.ino, 1);

@@ -35,24 +35,28 @@ pub(crate) enum Trouble {
 impl Shared {
     /// See `Filesystem::fsync`.
     pub(crate) fn fsync(&self, ino: Ino, done: Done) {
-        let decided = {
-            let mut core = self.settled(ino);
-            match core.journal.check() {
-                Err(errno) => Err(errno),
-                Ok(()) => {
-                    let seq = core.state.dirty_seq(ino);
-                    if seq > core.journal.durable() {
-                        let pen = if seq > core.journal.synced_seq() { core.journal.take_pen() } else { None };
-                        core.journal.wait_for(seq, done);
-                        drop(core);
-                        self.lead(pen);
-                        return;
-                    }
-                    Ok(())
+        let mut core = self.settled(ino);
+        let decided = match core.journal.check() {
+            Err(errno) => Some(Err(errno)),
+            Ok(()) => match core.state.dirty_seq(ino) {
+                0 => {
+                    // As it is in the base, if it is there at all.
+                    drop(core);
+                    return done(self.ask(|state| state.attr(ino)).map(drop));
                 }
-            }
+                seq if seq <= core.journal.durable() => Some(Ok(())),
+                _ => None,
+            },
         };
-        done(decided);
+        if let Some(reply) = decided {
+            drop(core);
+            return done(reply);
+        }
+        let seq = core.state.dirty_seq(ino);
+        let pen = if seq > core.journal.synced_seq() { core.journal.take_pen() } else { None };
+        core.journal.wait_for(seq, done);
+        drop(core);
+        self.lead(pen);
     }
 
     /// Waits until everything done so far is durable under the volume's rule. Answers the last commit.
