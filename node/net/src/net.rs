@@ -4,12 +4,14 @@
 //! [`Net::stop`] or when the last handle is dropped, and then every open request ends with [`RequestError::Stopped`].
 
 use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt;
 use libp2p::Multiaddr;
+use libp2p::multiaddr::Protocol as Part;
 use parking_lot::Mutex;
 use remora_cluster::identity::PeerId;
 use thiserror::Error;
@@ -67,6 +69,19 @@ pub enum PublishError {
     Stopped,
 }
 
+/// Says so if somebody listens at `address` already. The swarm would not: it shares its ports (`SO_REUSEPORT`), and then two
+/// processes would each get some of the connections.
+fn check_free(address: &Multiaddr) -> Result<(), StartError> {
+    let mut parts = address.iter();
+    let socket = match (parts.next(), parts.next()) {
+        (Some(Part::Ip4(ip)), Some(Part::Tcp(port))) => SocketAddr::from((ip, port)),
+        (Some(Part::Ip6(ip)), Some(Part::Tcp(port))) => SocketAddr::from((ip, port)),
+        _ => return Ok(()),
+    };
+    let bound = TcpListener::bind(socket).map(drop);
+    bound.map_err(|source| StartError::Listen { address: address.clone(), reason: source.to_string() })
+}
+
 /// The network of this host; clones share it.
 #[derive(Clone)]
 pub struct Net {
@@ -96,6 +111,7 @@ impl Net {
     pub fn start(config: NetConfig, handler: Arc<dyn Handler>) -> Result<Net, StartError> {
         let runtime = Handle::try_current().map_err(|_| StartError::NoRuntime)?;
         let mut swarm = behaviour::build(&config, handler.clone())?;
+        config.listen.iter().try_for_each(check_free)?;
         for address in &config.listen {
             swarm.listen_on(address.clone()).map_err(|source| StartError::Listen {
                 address: address.clone(),
