@@ -53,7 +53,8 @@ fn file_entry(profile: Profile, name: &str, bytes: &[u8]) -> Entry {
 }
 
 fn numbered(profile: Profile, n: usize) -> DirRoot {
-    let entries = (0..n).map(|i| file_entry(profile, &format!("f{i:05}.txt"), format!("f{i:05}\n").as_bytes()));
+    let entries =
+        (0..n).map(|i| file_entry(profile, &format!("f{i:05}.txt"), format!("f{i:05}\n").as_bytes()));
     build_dir(profile, entries, &Forget).unwrap()
 }
 
