@@ -11,8 +11,10 @@
 //! Locks, in the order in which they may be taken: `drain`, `append`, `recent`, `packs`. Reads take the last two only, and for a lookup.
 //! No lock that reads need is held during a sync.
 
+mod append;
 mod drain;
 mod open;
+mod read;
 mod trait_impls;
 mod verify;
 
@@ -24,18 +26,14 @@ use bytes::Bytes;
 use cid::Cid;
 use parking_lot::{Mutex, RwLock};
 use remora_dag::block::{SHA2_256, identity_bytes};
-use sha2::{Digest as _, Sha256};
 
 use crate::blocks::drain::Worker;
 use crate::disk::Disk;
 use crate::fault::DiskFault;
-use crate::frame::{
-    FrameHeader, FrameKind, FrameMeta, PAYLOAD_BYTES_MAX, Stored, frame_span, parse_header, piece_crcs,
-};
+use crate::frame::PAYLOAD_BYTES_MAX;
 use crate::group_sync::GroupSync;
 use crate::index::{BlockPlace, Digest, IndexError, IndexKind, IndexStore, Recent};
 use crate::pack::{Pack, PackEnd};
-use crate::scan::mark_of;
 
 /// Places that wait for the index before the background thread is woken.
 const DRAIN_AT: usize = 4096;
@@ -332,260 +330,10 @@ impl Drop for Blocks {
     }
 }
 
-impl Shared {
-    /// Where the block's frame should be.
-    fn find(&self, digest: &Digest) -> Option<(Arc<Pack>, BlockPlace)> {
-        // Recent first, the index second, and recent once more: a place moves from one to the other in between.
-        let place = {
-            let recent = self.recent.read().get(digest);
-            recent.or_else(|| self.index.get(digest)).or_else(|| self.recent.read().get(digest))
-        }?;
-        let pack = self.packs.read().get(&place.pack).cloned()?;
-        Some((pack, place))
-    }
-
-    /// The whole block, or `None` if the bytes at that place are not it.
-    fn read_whole(
-        &self,
-        pack: &Pack,
-        place: &BlockPlace,
-        digest: &Digest,
-    ) -> Result<Option<Bytes>, BlocksError> {
-        let header_bytes = place.header_bytes as usize;
-        let len = header_bytes.saturating_add(place.stored_bytes as usize);
-        if len > crate::frame::HEADER_BYTES_MAX + PAYLOAD_BYTES_MAX {
-            return Ok(None);
-        }
-        let read =
-            pack.file.read_vec(u64::from(place.at), len).map_err(DiskFault::at("read block", &pack.path))?;
-        let Some(header) = checked_header(&read, pack.salt, place, digest) else { return Ok(None) };
-        let stored = Bytes::from(read).slice(header_bytes..);
-        let Some(raw) = raw_of(&header, stored) else { return Ok(None) };
-        let is_right = <[u8; 32]>::from(Sha256::digest(&raw)) == *digest;
-        Ok(is_right.then_some(raw))
-    }
-
-    fn read_range(
-        &self,
-        pack: &Pack,
-        place: &BlockPlace,
-        digest: &Digest,
-        offset: u64,
-        len: usize,
-    ) -> Result<Option<Bytes>, BlocksError> {
-        let Some(header) = self.read_header(pack, place, digest)? else { return Ok(None) };
-        if header.is_zstd {
-            let whole = self.read_whole(pack, place, digest)?;
-            return Ok(whole.map(|bytes| remora_dag::block::slice_of(&bytes, offset, len)));
-        }
-        let total = header.payload_bytes as usize;
-        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(total);
-        let end = start.saturating_add(len).min(total);
-        let cover = header.cover(start, end - start);
-        let at = header.payload_at() + cover.start as u64;
-        let bytes =
-            pack.file.read_vec(at, cover.len()).map_err(DiskFault::at("read part of block", &pack.path))?;
-        if bytes.len() != cover.len() || !header.proves_cover(cover.start, &bytes) {
-            return Ok(None);
-        }
-        if start == end {
-            return Ok(Some(Bytes::new()));
-        }
-        Ok(Some(Bytes::from(bytes).slice(start - cover.start..end - cover.start)))
-    }
-
-    /// The frame's header, or `None` if it is not that of the block.
-    fn read_header(
-        &self,
-        pack: &Pack,
-        place: &BlockPlace,
-        digest: &Digest,
-    ) -> Result<Option<FrameHeader>, BlocksError> {
-        let len = (place.header_bytes as usize).min(crate::frame::HEADER_BYTES_MAX);
-        let read = pack
-            .file
-            .read_vec(u64::from(place.at), len)
-            .map_err(DiskFault::at("read block header", &pack.path))?;
-        Ok(checked_header(&read, pack.salt, place, digest))
-    }
-
-    /// Whether a put of this block may be skipped.
-    fn is_stored(&self, digest: &Digest) -> Result<bool, BlocksError> {
-        let Some((pack, place)) = self.find(digest) else { return Ok(false) };
-        if self.suspects.lock().contains(digest) {
-            return Ok(false);
-        }
-        Ok(self.read_header(&pack, &place, digest)?.is_some())
-    }
-
-    fn suspect(&self, cid: &Cid, digest: Digest, place: &BlockPlace) -> BlocksError {
-        let mut suspects = self.suspects.lock();
-        if suspects.len() < SUSPECTS_MAX {
-            suspects.insert(digest);
-        }
-        BlocksError::Corrupt { cid: *cid, pack: place.pack, at: place.at }
-    }
-
-    /// Writes the block's frame at the end of the packs.
-    fn append(&self, cid: &Cid, digest: &Digest, bytes: &[u8]) -> Result<(), BlocksError> {
-        let packed = self.options.zstd_level.and_then(|level| compress(bytes, level));
-        let payload = packed.as_deref().unwrap_or(bytes);
-        let pieces = piece_crcs(&[payload]);
-        let stored = Stored {
-            payload_bytes: payload.len(),
-            raw_bytes: bytes.len(),
-            is_zstd: packed.is_some(),
-            pieces: &pieces,
-        };
-        let codec = u32::try_from(cid.codec()).map_err(|_| BlocksError::Unsupported { cid: *cid })?;
-        let meta = FrameMeta { kind: FrameKind::BLOCK, term: 0, seq: 0, codec, digest: *digest };
-        let n_fresh = {
-            let mut append = self.append.lock();
-            if let Some(reason) = self.group.failed() {
-                return Err(BlocksError::Failed { reason });
-            }
-            let is_suspect = self.suspects.lock().contains(digest);
-            if !is_suspect && self.recent.read().get(digest).is_some() {
-                return Ok(());
-            }
-            let place = self.write(&mut append, cid, &meta, &stored, payload)?;
-            self.suspects.lock().remove(digest);
-            self.recent.write().insert(*digest, place)
-        };
-        if n_fresh >= DRAIN_NOW {
-            self.drain()?;
-        } else if n_fresh >= DRAIN_AT {
-            self.signal.wake();
-        }
-        Ok(())
-    }
-
-    fn write(
-        &self,
-        append: &mut Append,
-        cid: &Cid,
-        meta: &FrameMeta,
-        stored: &Stored<'_>,
-        payload: &[u8],
-    ) -> Result<BlockPlace, BlocksError> {
-        let span = frame_span(append.end.at, stored.payload_bytes).1;
-        if append.end.at + span > self.options.pack_bytes && !append.entries.is_empty() {
-            self.roll(append).map_err(|fault| refused(cid, fault))?;
-        }
-        let pack = append.pack.clone();
-        let at = append.end.at;
-        let written = pack.write(append.end, append.synced, meta, stored, payload);
-        let (end, header_bytes) = match written {
-            Ok(written) => written,
-            Err(error) => {
-                self.take_back(&pack, at);
-                return Err(refused(cid, DiskFault::at("append block", &pack.path)(error)));
-            }
-        };
-        let place = BlockPlace {
-            pack: pack.number as u32,
-            at: at as u32,
-            header_bytes: header_bytes as u32,
-            stored_bytes: stored.payload_bytes as u32,
-            raw_bytes: stored.raw_bytes as u32,
-            codec: meta.codec,
-        };
-        append.end = end;
-        append.n_written += 1;
-        append.entries.push((meta.digest, place));
-        if append.dirty.last().is_none_or(|last| last.number != pack.number) {
-            append.dirty.push(pack);
-        }
-        Ok(place)
-    }
-
-    /// Cuts off what a failed write may have left behind `at`. If even that fails nothing more may be written.
-    fn take_back(&self, pack: &Pack, at: u64) {
-        if let Err(error) = pack.file.set_len(at) {
-            let fault = DiskFault::at("cut a half-written block", &pack.path)(error);
-            self.group.fail(fault.to_string().into());
-        }
-    }
-
-    /// Seals the pack and begins the next. The seal becomes durable with the next sync.
-    fn roll(&self, append: &mut Append) -> Result<(), DiskFault> {
-        let next = open::create_pack(&*self.disk, &self.dir, append.pack.number + 1)?;
-        let entries = std::mem::take(&mut append.entries);
-        if let Err(error) = append.pack.seal(append.end, append.synced, entries) {
-            // Not sealed is slower to open, not wrong.
-            tracing::warn!(pack = append.pack.number, %error, "cannot seal a pack");
-            self.take_back(&append.pack, append.end.at);
-        }
-        // The seal was written, so the pack has something to sync even if its last block has been synced before.
-        if append.dirty.last().is_none_or(|last| last.number != append.pack.number) {
-            append.dirty.push(append.pack.clone());
-        }
-        let next = Arc::new(next);
-        self.packs.write().insert(next.number as u32, next.clone());
-        append.pack = next;
-        append.end = PackEnd { at: crate::file_header::FILE_HEADER_BYTES, prev: 0 };
-        self.signal.wake_rolled();
-        Ok(())
-    }
-
-    fn sync(&self) -> Result<(), BlocksError> {
-        let wanted = self.append.lock().n_written;
-        self.group.reach(wanted, || self.sync_dirty()).map_err(|reason| BlocksError::Failed { reason })
-    }
-
-    /// One sync of everything written so far; run by one caller at a time.
-    fn sync_dirty(&self) -> Result<u64, Arc<str>> {
-        let (n_written, mark, dirty) = {
-            let mut append = self.append.lock();
-            let mark = mark_of(append.pack.number, append.end.at);
-            (append.n_written, mark, std::mem::take(&mut append.dirty))
-        };
-        for pack in dirty {
-            pack.file
-                .sync_data()
-                .map_err(|error| Arc::from(DiskFault::at("sync pack", &pack.path)(error).to_string()))?;
-        }
-        let mut append = self.append.lock();
-        append.synced = append.synced.max(mark);
-        Ok(n_written)
-    }
-}
-
 fn digest_of(cid: &Cid) -> Result<Digest, BlocksError> {
     let hash = cid.hash();
     match (hash.code(), Digest::try_from(hash.digest())) {
         (SHA2_256, Ok(digest)) => Ok(digest),
         _ => Err(BlocksError::Unsupported { cid: *cid }),
     }
-}
-
-fn refused(cid: &Cid, fault: DiskFault) -> BlocksError {
-    if fault.is_full() { BlocksError::Full { cid: *cid, source: Box::new(fault) } } else { fault.into() }
-}
-
-/// The header, if it is that of this block and agrees with what the index said.
-fn checked_header(bytes: &[u8], salt: u32, place: &BlockPlace, digest: &Digest) -> Option<FrameHeader> {
-    let header = parse_header(bytes, salt, u64::from(place.at)).ok()?;
-    let is_it = header.meta.kind == FrameKind::BLOCK
-        && header.meta.digest == *digest
-        && header.header_bytes == place.header_bytes
-        && header.payload_bytes == place.stored_bytes;
-    is_it.then_some(header)
-}
-
-/// The block out of what is stored; `None` if it cannot be.
-fn raw_of(header: &FrameHeader, stored: Bytes) -> Option<Bytes> {
-    if !header.is_zstd {
-        return Some(stored);
-    }
-    let raw = zstd::bulk::decompress(&stored, header.raw_bytes as usize).ok()?;
-    (raw.len() == header.raw_bytes as usize).then(|| Bytes::from(raw))
-}
-
-fn compress(bytes: &[u8], level: i32) -> Option<Vec<u8>> {
-    if bytes.len() < COMPRESS_BYTES_MIN {
-        return None;
-    }
-    let packed = zstd::bulk::compress(bytes, level).ok()?;
-    (packed.len() <= bytes.len() - bytes.len() / 8).then_some(packed)
 }

@@ -1,5 +1,7 @@
 //! Blocks come back as they were put, or not at all.
 
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 

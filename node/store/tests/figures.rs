@@ -1,5 +1,7 @@
 //! Prints figures; run alone, in release: `cargo test --release -p remora-store --test figures -- --ignored --nocapture`.
 
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;

@@ -1,5 +1,7 @@
 //! A log keeps what it promised, through torn tails, damage, cuts and failures.
 
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 use std::path::Path;
 use std::sync::Arc;
 

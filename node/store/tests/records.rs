@@ -1,5 +1,7 @@
 //! Control slots, the registry, and the lock on a data directory.
 
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 use std::path::Path;
 use std::sync::Arc;
 
@@ -47,7 +49,7 @@ fn either_slot_alone_is_enough_and_takes_nothing_back() {
     let disk = SimDisk::new(1);
     Slots::create(&disk, Path::new(CTL), &record(0)).unwrap();
     slots(&disk).unwrap().put(&record(1)).unwrap();
-    for bit in 0..2 * SLOT_BYTES as u64 * 8 {
+    for bit in (0..64 * 8).chain((64 * 8..2 * SLOT_BYTES as u64 * 8).step_by(13)) {
         let copy = disk.kill();
         copy.flip(Path::new(CTL), bit);
         assert_eq!(slots(&copy).unwrap().get(), record(1), "bit {bit}");

@@ -178,7 +178,9 @@ fn open_pack(
     let walk = walk_pack(pack, &scan, covered)?;
     let beyond = search(pack, &scan, walk.stop, &mut |_| {})?;
     let end_mark = mark_of(pack.number, walk.stop);
-    if synced_max(&beyond, later)? > end_mark {
+    // The index covers only what was durable: a pack that ends before has lost something.
+    let is_short = covered.pack == pack.number && walk.stop < covered.offset;
+    if is_short || synced_max(&beyond, later)? > end_mark {
         return open_damaged(pack, &scan, walk, &beyond, recovery);
     }
     if len > walk.end.at {

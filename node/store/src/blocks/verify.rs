@@ -10,7 +10,8 @@ use remora_dag::block::SHA2_256;
 use sha2::{Digest as _, Sha256};
 
 use crate::blocks::open::{scan_failed, scan_of};
-use crate::blocks::{Blocks, BlocksError, SUSPECTS_MAX, Shared, raw_of};
+use crate::blocks::read::raw_of;
+use crate::blocks::{Blocks, BlocksError, SUSPECTS_MAX, Shared};
 use crate::fault::DiskFault;
 use crate::file_header::FILE_HEADER_BYTES;
 use crate::index::{BlockPlace, Digest};
