@@ -4,7 +4,6 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use libp2p::connection_limits::{self, ConnectionLimits};
 use libp2p::core::upgrade::Version;
 use libp2p::gossipsub::{
     self, IdentTopic, MaxCountSubscriptionFilter, MessageAuthenticity, ValidationMode,
@@ -18,7 +17,7 @@ use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::{Multiaddr, PeerId, Swarm, Transport, identify, mdns, noise, ping, swarm, tcp, yamux};
 use remora_cluster::identity::ClusterId;
 
-use crate::config::{Limits, NetConfig};
+use crate::config::NetConfig;
 use crate::gate::Gate;
 use crate::handler::Handler;
 use crate::net::StartError;
@@ -53,15 +52,14 @@ pub(crate) struct Members {
     pub(crate) gossip: Toggle<Gossip>,
 }
 
-/// Everything. The limits come first, so that they deny a connection before anybody else hears of it.
+/// Everything. The gate comes first: it denies a connection over the limits before anybody else hears of it.
 #[derive(NetworkBehaviour)]
 pub(crate) struct Host {
-    limits: connection_limits::Behaviour,
+    pub(crate) members: Gate<Members>,
     identify: identify::Behaviour,
     ping: ping::Behaviour,
     mdns: Toggle<mdns::tokio::Behaviour>,
     pub(crate) join: Requests,
-    pub(crate) members: Gate<Members>,
 }
 
 impl Host {
@@ -128,14 +126,13 @@ fn host(
         .with_agent_version(agent)
         .with_cache_size(0);
     Ok(Host {
-        limits: connection_limits::Behaviour::new(limits(&config.limits)),
+        members: Gate::new(members, handler, config.limits),
         identify: identify::Behaviour::new(identify),
         ping: ping::Behaviour::new(
             ping::Config::new().with_interval(PING_INTERVAL).with_timeout(PING_TIME_MAX),
         ),
         mdns: mdns(config, id).into(),
         join: requests(Protocol::Join),
-        members: Gate::new(members, handler, config.limits),
     })
 }
 
@@ -145,13 +142,6 @@ fn requests(protocol: Protocol) -> Requests {
         .with_request_timeout(time_max)
         .with_max_concurrent_streams(protocol.streams_max());
     Requests::with_codec(Frames::default(), [(protocol, ProtocolSupport::Full)], config)
-}
-
-fn limits(limits: &Limits) -> ConnectionLimits {
-    ConnectionLimits::default()
-        .with_max_pending_incoming(Some(limits.pending_in_max))
-        .with_max_established(Some(limits.connections_max))
-        .with_max_established_per_peer(Some(limits.per_peer_max))
 }
 
 fn gossip(keypair: &Keypair, cluster: &ClusterId) -> Result<Gossip, StartError> {

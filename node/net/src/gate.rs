@@ -1,9 +1,11 @@
-//! The gate: behaviours that exist only on connections to members.
+//! The gate: behaviours that exist only on connections to members, and the limits on all connections.
 //!
 //! Membership is asked once, when a connection is established, before any protocol is negotiated on it. A connection that
 //! was let in carries the inner behaviour; one that was not carries nothing of it, and its peer is told "no such protocol".
 //! If the answer changes later, the connection is closed and made anew, which is simple and right: gossip, for one, decides
 //! once per connection whether the other side takes part.
+//!
+//! The limits live here rather than in libp2p's own behaviour, which remembers every peer that was ever connected.
 //!
 //! What always holds: the inner behaviour never hears of a connection that was not let in, and the counts it is told
 //! (`other_established`, `remaining_established`) are those of admitted connections alone.
@@ -32,8 +34,14 @@ use crate::peer::from_wire;
 /// Why a connection was not let stand.
 #[derive(Debug, Error)]
 pub(crate) enum Denied {
+    #[error("too many connections")]
+    Total,
+    #[error("too many connections with this peer")]
+    SamePeer,
     #[error("too many connections of peers that are not members")]
     Strangers,
+    #[error("too many unfinished connections")]
+    Pending,
     #[error("too many unfinished connections from {0}")]
     Address(IpAddr),
     #[error("the peer has no ed25519 key")]
@@ -47,7 +55,7 @@ pub(crate) struct Gate<B> {
     limits: Limits,
     /// Admitted connections of each peer; no empty sets.
     admitted: HashMap<PeerId, HashSet<ConnectionId>>,
-    strangers: HashSet<ConnectionId>,
+    strangers: HashMap<ConnectionId, PeerId>,
     /// Let in, while another behaviour may still deny the connection.
     letting_in: HashSet<ConnectionId>,
     pending_in: HashMap<ConnectionId, IpAddr>,
@@ -60,7 +68,7 @@ impl<B: NetworkBehaviour> Gate<B> {
             handler,
             limits,
             admitted: HashMap::new(),
-            strangers: HashSet::new(),
+            strangers: HashMap::new(),
             letting_in: HashSet::new(),
             pending_in: HashMap::new(),
         }
@@ -78,8 +86,17 @@ impl<B: NetworkBehaviour> Gate<B> {
     /// Whether the connection gets the inner behaviour; an error if it may not stand at all.
     fn admit(&mut self, peer: &PeerId, connection: ConnectionId) -> Result<bool, ConnectionDenied> {
         self.pending_in.remove(&connection);
-        let peer = from_wire(peer).map_err(|_| ConnectionDenied::new(Denied::Key))?;
-        if self.handler.is_member(&peer) {
+        let id = from_wire(peer).map_err(|_| ConnectionDenied::new(Denied::Key))?;
+        let total = self.strangers.len() + self.admitted.values().map(HashSet::len).sum::<usize>();
+        if total >= self.limits.connections_max as usize {
+            return Err(ConnectionDenied::new(Denied::Total));
+        }
+        let strange = self.strangers.values().filter(|other| *other == peer).count();
+        let same = strange + self.admitted.get(peer).map_or(0, HashSet::len);
+        if same >= self.limits.per_peer_max as usize {
+            return Err(ConnectionDenied::new(Denied::SamePeer));
+        }
+        if self.handler.is_member(&id) {
             self.letting_in.insert(connection);
             return Ok(true);
         }
@@ -96,7 +113,7 @@ impl<B: NetworkBehaviour> Gate<B> {
 
     fn on_established(&mut self, event: ConnectionEstablished<'_>) {
         if !self.letting_in.remove(&event.connection_id) {
-            self.strangers.insert(event.connection_id);
+            self.strangers.insert(event.connection_id, event.peer_id);
             return;
         }
         let connections = self.admitted.entry(event.peer_id).or_default();
@@ -132,6 +149,9 @@ impl<B: NetworkBehaviour> NetworkBehaviour for Gate<B> {
         remote: &Multiaddr,
     ) -> Result<(), ConnectionDenied> {
         self.inner.handle_pending_inbound_connection(connection, local, remote)?;
+        if self.pending_in.len() >= self.limits.pending_in_max as usize {
+            return Err(ConnectionDenied::new(Denied::Pending));
+        }
         let Some(address) = ip_of(remote) else { return Ok(()) };
         let same = self.pending_in.values().filter(|other| **other == address).count();
         if same >= self.limits.pending_in_per_ip_max as usize {

@@ -108,6 +108,7 @@ impl Net {
     ///
     /// # Errors
     /// [`StartError`]: above all an address that is already in use.
+    #[expect(clippy::needless_pass_by_value, reason = "a configuration is used once")]
     pub fn start(config: NetConfig, handler: Arc<dyn Handler>) -> Result<Net, StartError> {
         let runtime = Handle::try_current().map_err(|_| StartError::NoRuntime)?;
         let mut swarm = behaviour::build(&config, handler.clone())?;

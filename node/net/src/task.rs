@@ -59,7 +59,7 @@ pub(crate) struct Task {
     pub(crate) outbound: Outbound,
     pub(crate) inbound: Inbound,
     pub(crate) notices: Notices,
-    /// Calls of `request_at` that are under way; bounded by the limit on pending connections.
+    /// Calls of `request_at` that are under way, each for one waiting caller.
     pub(crate) calls: HashMap<ConnectionId, Call>,
     logged: HashSet<PeerId>,
     random: RandomState,

@@ -79,19 +79,20 @@ impl Task {
         let addresses = self.dialer.addresses(peer);
         let wire = match to_wire(peer) {
             Ok(wire) if !addresses.is_empty() => wire,
-            _ => return self.on_unreachable(peer, "no address is known".into()),
+            _ => return self.on_unreachable(peer, "no address is known"),
         };
         let options = DialOpts::peer_id(wire).condition(PeerCondition::Always).addresses(addresses);
         self.dialer.on_calling(*peer);
         if let Err(error) = self.swarm.dial(options.allocate_new_port().build()) {
-            self.on_unreachable(peer, reason_of(&error));
+            self.on_unreachable(peer, &reason_of(&error));
         }
     }
 
-    fn on_unreachable(&mut self, peer: &PeerId, reason: String) {
+    fn on_unreachable(&mut self, peer: &PeerId, reason: &str) {
         let random = self.draw();
         self.dialer.on_failed(peer, Instant::now(), random);
-        let not_connected = |_| RequestError::NotConnected { peer: peer.to_string(), reason: reason.clone() };
+        let not_connected =
+            |_| RequestError::NotConnected { peer: peer.to_string(), reason: reason.to_owned() };
         let keep =
             Protocol::ALL.into_iter().filter(|protocol| self.can_send(peer, *protocol)).collect::<Vec<_>>();
         self.outbound.fail_waiting(peer, &keep, not_connected);
@@ -203,7 +204,7 @@ impl Task {
             return self.call_next(call);
         }
         if let Some(peer) = wire.and_then(|wire| from_wire(wire).ok()) {
-            self.on_unreachable(&peer, reason_of(error));
+            self.on_unreachable(&peer, &reason_of(error));
         }
     }
 

@@ -296,9 +296,9 @@ impl<W> Wants<W> {
             want.state = State::Queued(peer);
             let queue = self.queues.entry(peer).or_default();
             if want.is_urgent {
-                queue.urgent.push_back(cid)
+                queue.urgent.push_back(cid);
             } else {
-                queue.bulk.push_back(cid)
+                queue.bulk.push_back(cid);
             }
             return Vec::new();
         }
@@ -355,5 +355,134 @@ impl<W> Wants<W> {
         if self.wants.is_empty() && self.queues.get(peer).is_some_and(is_idle) {
             self.queues.remove(peer);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
+    use remora_dag::block::Codec;
+
+    use super::*;
+
+    fn block(seed: u8) -> Block {
+        Block::seal(Codec::Raw, vec![seed; 3000].into())
+    }
+
+    fn peer(index: usize) -> PeerId {
+        PeerId([u8::try_from(index).unwrap_or(u8::MAX); 32])
+    }
+
+    /// How a peer of the model behaves.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    enum Kind {
+        /// Has every block whose seed is a multiple of this.
+        Honest(u8),
+        Liar,
+        Away,
+        Useless,
+        Mute,
+    }
+
+    fn kind(choice: u8) -> Kind {
+        match choice % 6 {
+            0 | 1 => Kind::Honest(choice % 3 + 1),
+            2 => Kind::Liar,
+            3 => Kind::Away,
+            4 => Kind::Useless,
+            _ => Kind::Mute,
+        }
+    }
+
+    fn respond(kind: Kind, seeds: &[u8], answered: usize) -> Outcome {
+        let said = |seed: &u8| match kind {
+            Kind::Honest(every) if seed.is_multiple_of(every) => Said::Block(block(*seed)),
+            Kind::Honest(_) => Said::Missing,
+            _ => Said::Wrong,
+        };
+        match kind {
+            Kind::Away => Outcome::Unreachable,
+            Kind::Useless => Outcome::Useless,
+            Kind::Mute => Outcome::Said(Vec::new()),
+            _ => Outcome::Said(seeds.iter().take(answered.max(1)).map(said).collect()),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_waiter_ends_once_and_has_the_block_if_anybody_honest_does(
+            kinds in vec(any::<u8>(), 1..6),
+            seeds in vec((any::<u8>(), any::<bool>()), 1..60),
+            schedule in vec(any::<u16>(), 1..40),
+        ) {
+            let kinds: Vec<Kind> = kinds.into_iter().map(kind).collect();
+            let candidates: Vec<PeerId> = (0..kinds.len()).map(peer).collect();
+            let seed_of: HashMap<Cid, u8> = seeds.iter().map(|(seed, _)| (*block(*seed).cid(), *seed)).collect();
+            let (mut wants, mut now) = (Wants::new(), Instant::now());
+            let deadline = now + Duration::from_secs(5);
+            let mut ended: BTreeMap<usize, bool> = BTreeMap::new();
+            let mut done = Vec::new();
+            for (waiter, (seed, is_urgent)) in seeds.iter().enumerate() {
+                done.extend(wants.add(*block(*seed).cid(), &candidates, *is_urgent, waiter, now, deadline));
+            }
+            let mut open: Vec<Batch> = Vec::new();
+            let mut turn = 0;
+            while !wants.is_empty() {
+                turn += 1;
+                prop_assert!(turn < 20_000, "it ends");
+                open.extend(wants.take(|_| false));
+                for candidate in &candidates {
+                    prop_assert!(open.iter().filter(|batch| batch.peer == *candidate).count() <= URGENT_MAX);
+                }
+                let choice = usize::from(schedule[turn % schedule.len()]);
+                if open.is_empty() {
+                    now += Duration::from_millis(100);
+                    done.extend(wants.on_tick(now));
+                } else {
+                    let batch = open.swap_remove(choice % open.len());
+                    let asked: Vec<u8> = batch.cids.iter().map(|cid| seed_of[cid]).collect();
+                    let kind = kinds[usize::from(batch.peer.0[0])];
+                    done.extend(wants.on_outcome(batch, respond(kind, &asked, choice % 5), now));
+                }
+                for (waiter, result) in done.drain(..) {
+                    if let Ok(block) = &result {
+                        prop_assert_eq!(seed_of[block.cid()], seeds[waiter].0);
+                    }
+                    prop_assert!(ended.insert(waiter, result.is_ok()).is_none(), "one end each");
+                }
+            }
+            for (waiter, (seed, _)) in seeds.iter().enumerate() {
+                let has = |kind: &Kind| matches!(kind, Kind::Honest(every) if seed.is_multiple_of(*every));
+                prop_assert_eq!(ended.get(&waiter), Some(&kinds.iter().any(has)));
+            }
+        }
+    }
+
+    #[test]
+    fn a_want_whose_waiters_have_gone_is_not_asked_for() {
+        let now = Instant::now();
+        let mut wants = Wants::new();
+        wants.add(*block(1).cid(), &[peer(1)], true, 7, now, now + RETRY);
+        assert_eq!(wants.take(|waiter| *waiter == 7), []);
+        assert!(wants.is_empty());
+    }
+
+    #[test]
+    fn what_somebody_waits_for_goes_before_the_rest() {
+        let now = Instant::now();
+        let mut wants = Wants::new();
+        for seed in 0..200 {
+            wants.add(*block(seed).cid(), &[peer(1)], false, 0, now, now + RETRY);
+        }
+        let bulk = wants.take(|_| false);
+        assert_eq!(bulk.len(), BULK_MAX);
+        let urgent = *block(250).cid();
+        wants.add(urgent, &[peer(1)], true, 0, now, now + RETRY);
+        let waiting = bulk.iter().flat_map(|batch| &batch.cids).collect::<BTreeSet<_>>();
+        let late = (0..200).map(|seed| *block(seed).cid()).find(|cid| !waiting.contains(cid));
+        wants.add(late.unwrap(), &[peer(1)], true, 0, now, now + RETRY);
+        let cids: Vec<Cid> = wants.take(|_| false).into_iter().flat_map(|batch| batch.cids).collect();
+        assert_eq!(cids, [urgent, late.unwrap()]);
     }
 }

@@ -236,8 +236,10 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig::with_cases(48))]
+
         #[test]
-        fn what_is_written_is_read(body in proptest::collection::vec(any::<u8>(), 0..200_000)) {
+        fn what_is_written_is_read(body in proptest::collection::vec(any::<u8>(), 0..140_000)) {
             let body = Bytes::from(body);
             let mut bytes = Vec::new();
             let request = Request { body: body.clone(), cancel: None };

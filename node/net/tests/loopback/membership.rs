@@ -125,6 +125,6 @@ async fn a_port_in_use_is_an_error_at_the_start() {
         listen: vec![address.clone()],
         ..remora_net::config::NetConfig::new(remora_net::identity::Identity::generate())
     };
-    let error = remora_net::net::Net::start(config, hosts[0].rules.clone()).err().expect("the port is taken");
+    let error = remora_net::net::Net::start(config, hosts[0].rules.clone()).expect_err("the port is taken");
     assert!(error.to_string().contains(&address.to_string()), "{error}");
 }

@@ -16,7 +16,7 @@ use remora_net::protocol::Protocol;
 use remora_net::request::RequestError;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::hosts::{Host, PATIENCE, friends};
+use crate::hosts::{Host, PATIENCE, befriend, friends};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stranger_may_join_and_nothing_else() {
@@ -86,12 +86,16 @@ async fn garbage_on_the_socket_harms_nobody() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn half_open_connections_keep_no_member_out() {
-    let hosts = friends(2).await;
+    let mut hosts = vec![Host::start().await, Host::start().await];
     let target = socket(&hosts[0].addresses[0]);
     let mut silent = Vec::new();
     for _ in 0..200 {
-        silent.push(tokio::net::TcpStream::connect(target).await.unwrap());
+        // All of 127.0.0.0/8 is this machine: the attacker has another address than the member.
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+        silent.push(socket.connect(target).await.unwrap());
     }
+    befriend(&mut hosts).await;
     assert_eq!(hosts[1].ask(&hosts[0], Protocol::Keeper, "alive").await, "alive");
 }
 
