@@ -14,14 +14,17 @@
 //! the log is dropped only when the tree that replaces it is durable. Keepers run 3 and 4 on their own logs through
 //! [`derive_from_log`] and compare the CIDs.
 
+use std::io;
+use std::sync::Arc;
+
 use cid::Cid;
 
 use remora_dag::block::BlockSource;
-use remora_store::log::{Log, LogError, Position};
+use remora_store::log::{Log, LogError};
 use remora_vfs::errno::Errno;
 
 use crate::commit::{FLAG_CHECKPOINT, Tip};
-use crate::derive::Derived;
+use crate::derive::{DeriveError, Derived, InlineError, InlineReader, derive};
 use crate::journal::blocks::BlockStore;
 use crate::journal::payloads::{Payload, Payloads};
 use crate::op::Op;
@@ -41,9 +44,12 @@ pub enum CheckpointError {
     /// The log cannot be replayed.
     #[error("replay the tail")]
     Replay(#[from] OpenError),
+    /// The tree cannot be derived.
+    #[error("derive a tree")]
+    Derive(#[from] DeriveError),
     /// The blocks of the tree cannot be made durable.
     #[error("sync the tree's blocks")]
-    Sync(#[source] std::io::Error),
+    Sync(#[source] io::Error),
     /// The state cannot go over to the tree: our own bug. What is on disk is good.
     #[error("go over to the tree")]
     Rebase(#[from] Stop),
@@ -58,12 +64,23 @@ struct LogInline<'a> {
     payloads: &'a Payloads,
 }
 
-/// Exactly `len` bytes of a commit's ops.
-fn read_inline(log: &Log, position: Position, ops_offset: usize, offset: u64, len: u64) -> Option<bytes::Bytes> {
-    let start = ops_offset.checked_add(usize::try_from(offset).ok()?)?;
-    let end = start.checked_add(usize::try_from(len).ok()?)?;
-    let bytes = log.read(position, start..end).ok()?;
-    (bytes.len() == end - start).then_some(bytes)
+impl InlineReader for LogInline<'_> {
+    fn read(&self, seq: u64, offset: u64, len: u64) -> Result<bytes::Bytes, InlineError> {
+        let missing = || InlineError::Missing { seq };
+        let (position, ops_offset) = match self.payloads.get(seq) {
+            Some(Payload::Log { position, ops_offset }) => (*position, *ops_offset),
+            _ => return Err(missing()),
+        };
+        let number = |n: u64| usize::try_from(n).map_err(|_| missing());
+        let (offset, len) = (number(offset)?, number(len)?);
+        let start = ops_offset.checked_add(offset).ok_or_else(missing)?;
+        let end = start.checked_add(len).ok_or_else(missing)?;
+        match self.log.read(position, start..end) {
+            Ok(bytes) if bytes.len() == len => Ok(bytes),
+            Ok(_) => Err(missing()),
+            Err(error) => Err(InlineError::Io { seq, source: Arc::new(io::Error::other(error)) }),
+        }
+    }
 }
 
 /// Replays commits up to `upto` over `base` (a tree and the last commit it contains) and derives their tree.
@@ -81,9 +98,11 @@ pub fn derive_from_log(
 ) -> Result<(Derived, u64), CheckpointError> {
     let source: &dyn BlockSource = blocks;
     let known: Option<Tip> = None;
-    let replayed = replay(log, source, volume, (base.0, base.1, known), upto)?;
-    drop(replayed);
-    Err(CheckpointError::NotDurable(Errno::ENOSYS))
+    let base = (base.0, base.1, known);
+    let Replayed { state, payloads, ops_bytes, .. } = replay(log, source, volume, base, upto)?;
+    let inline = LogInline { log, payloads: &payloads };
+    let derived = derive(&state, source, blocks, &inline)?;
+    Ok((derived, ops_bytes))
 }
 
 impl Shared {
