@@ -99,13 +99,13 @@ impl State {
         now: Timestamp,
     ) -> Result<Op<'a>, Stop> {
         check_name(name)?;
-        let attr = self.attr(ino)?;
-        if attr.kind == Kind::Directory {
-            return Err(Errno::EPERM.into());
-        }
         self.open_dir(parent)?;
         if self.find(parent, name)?.is_some() {
             return Err(Errno::EEXIST.into());
+        }
+        let attr = self.attr(ino)?;
+        if attr.kind == Kind::Directory {
+            return Err(Errno::EPERM.into());
         }
         match attr.nlink {
             0 => Err(Errno::ENOENT.into()),
@@ -178,19 +178,7 @@ impl State {
             return Ok(None);
         }
         if let Some(other) = target {
-            let is_other_dir = self.attr(other)?.kind == Kind::Directory;
-            if mode == RenameMode::Exchange {
-                if is_other_dir && self.is_within(from.0, other)? {
-                    return Err(Errno::EINVAL.into());
-                }
-            } else {
-                match (is_dir, is_other_dir) {
-                    (true, false) => return Err(Errno::ENOTDIR.into()),
-                    (false, true) => return Err(Errno::EISDIR.into()),
-                    (true, true) if !self.is_empty_dir(other)? => return Err(Errno::ENOTEMPTY.into()),
-                    _ => {}
-                }
-            }
+            self.check_replace((from.0, is_dir), other, mode)?;
         }
         Ok(Some(Op::Rename {
             from_parent: from.0,
@@ -202,5 +190,21 @@ impl State {
             exchange: mode == RenameMode::Exchange,
             time: now,
         }))
+    }
+
+    /// Whether what a rename finds at its target may go, or move to `from`.
+    fn check_replace(&mut self, from: (Ino, bool), other: Ino, mode: RenameMode) -> Result<(), Stop> {
+        let is_other_dir = self.attr(other)?.kind == Kind::Directory;
+        let is_exchange = mode == RenameMode::Exchange;
+        if is_other_dir && self.is_within(from.0, other)? {
+            return Err(if is_exchange { Errno::EINVAL } else { Errno::ENOTEMPTY }.into());
+        }
+        match (from.1, is_other_dir) {
+            _ if is_exchange => Ok(()),
+            (true, false) => Err(Errno::ENOTDIR.into()),
+            (false, true) => Err(Errno::EISDIR.into()),
+            (true, true) if !self.is_empty_dir(other)? => Err(Errno::ENOTEMPTY.into()),
+            _ => Ok(()),
+        }
     }
 }
