@@ -35,12 +35,10 @@ pub enum DagPbError {
     #[error(transparent)]
     Varint(#[from] VarintError),
     /// A length points past the end.
-    #[error("a field of {len} bytes where {rest} are left")]
+    #[error("a field of {len} bytes where fewer are left")]
     Overrun {
         /// What was announced.
         len: u64,
-        /// What is there.
-        rest: usize,
     },
     /// A field number or wire type that does not belong here, or not at this place.
     #[error("unexpected field key {key}")]
@@ -170,7 +168,7 @@ fn take_bytes<'a>(rest: &mut &'a [u8]) -> Result<&'a [u8], DagPbError> {
     let (head, tail) = usize::try_from(len)
         .ok()
         .and_then(|len| rest.split_at_checked(len))
-        .ok_or(DagPbError::Overrun { len, rest: rest.len() })?;
+        .ok_or(DagPbError::Overrun { len })?;
     *rest = tail;
     Ok(head)
 }

@@ -61,7 +61,9 @@ pub struct ShardNode {
 }
 
 /// What is in a slot of a shard.
+// Most slots are entries, so boxing them would save nothing.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[allow(clippy::large_enum_variant)]
 pub enum Slot {
     /// An entry.
     Entry(Entry),
@@ -92,8 +94,8 @@ impl DirNode {
     pub fn decode(bytes: &Bytes) -> Result<DirNode, Malformed> {
         let (links, message) = unixfs::decode_node(bytes)?;
         match message.node_type() {
-            Some(NodeType::Directory) => decode_basic(links, &message),
-            Some(NodeType::HamtShard) => decode_shard(links, &message),
+            Some(NodeType::Directory) => decode_basic(&links, &message),
+            Some(NodeType::HamtShard) => decode_shard(&links, &message),
             _ => Err(message.unwanted("directory")),
         }
     }
@@ -119,7 +121,7 @@ fn entry_of(link: &Link, name: &[u8], row: Option<Row>) -> Result<Entry, Malform
     Ok(Entry { name: name.to_vec(), cid: link.cid, tsize: link.tsize, row })
 }
 
-fn decode_basic(links: Vec<Link>, message: &Data) -> Result<DirNode, Malformed> {
+fn decode_basic(links: &[Link], message: &Data) -> Result<DirNode, Malformed> {
     let rows = rows_of(message, links.len())?;
     let mut entries = Vec::with_capacity(links.len());
     for (link, row) in links.iter().zip(rows) {
@@ -132,7 +134,7 @@ fn decode_basic(links: Vec<Link>, message: &Data) -> Result<DirNode, Malformed> 
     Ok(DirNode::Basic(entries))
 }
 
-fn decode_shard(links: Vec<Link>, message: &Data) -> Result<DirNode, Malformed> {
+fn decode_shard(links: &[Link], message: &Data) -> Result<DirNode, Malformed> {
     let fanout = message.fanout.unwrap_or_default();
     if !fanout.is_power_of_two() || !(8..=1024).contains(&fanout) {
         return Err(Malformed::Fanout(fanout));
@@ -149,7 +151,7 @@ fn decode_shard(links: Vec<Link>, message: &Data) -> Result<DirNode, Malformed> 
     let n_entries = links.iter().filter(|link| link.name.len() > width).count();
     let mut rows = rows_of(message, n_entries)?.into_iter();
     let mut slots = Vec::with_capacity(links.len());
-    for (index, link) in taken.into_iter().zip(&links) {
+    for (index, link) in taken.into_iter().zip(links) {
         let name = link.name.strip_prefix(format!("{index:0width$X}").as_bytes()).ok_or(Malformed::Shard)?;
         let slot = if name.is_empty() {
             Slot::Child(DirRoot { cid: link.cid, tsize: link.tsize })
@@ -224,10 +226,8 @@ fn settle(mut entry: Entry, sink: &dyn BlockSink) -> Result<Entry, WriteError> {
     if !is_name(&entry.name) {
         return Err(WriteError::Name { name: entry.name });
     }
-    if let Some(row) = &mut entry.row {
-        if let Some(block) = row.spill()? {
-            sink.put(block)?;
-        }
+    if let Some(block) = entry.row.as_mut().map(Row::spill).transpose()?.flatten() {
+        sink.put(block)?;
     }
     Ok(entry)
 }
@@ -381,11 +381,11 @@ fn update_hamt(
         shrunk += before.map_or(0, |entry| measure.entry(&entry));
     }
     // It was too large for one block; only if it shrank can it have become small enough.
-    if shrunk > grown {
-        if let Some(entries) = shard.into_small(load, measure, 0)? {
-            let entries = entries.into_iter().map(|entry| (entry.name.clone(), entry)).collect();
-            return build_sorted(profile, entries, sink);
-        }
+    if shrunk > grown
+        && let Some(entries) = shard.small_entries(load, measure, 0)?
+    {
+        let entries = entries.into_iter().map(|entry| (entry.name.clone(), entry)).collect();
+        return build_sorted(profile, entries, sink);
     }
     shard.write(profile, sink)
 }

@@ -10,7 +10,7 @@ use bytes::BytesMut;
 use cid::Cid;
 
 use crate::block::{Block, BlockSink, BlockSource, Codec};
-use crate::errors::{Damaged, Malformed, ReadError, WriteError};
+use crate::errors::{Malformed, ReadError, WriteError};
 use crate::file::{FILE_BYTES_MAX, FileBuilder, FileNode, FileRoot, Leaf};
 use crate::layers::{Layers, put_node, seal_leaf};
 use crate::profile::Profile;
@@ -127,8 +127,7 @@ impl Edit<'_> {
             return Err(Stop::Shape);
         }
         let bytes = self.source.get(cid).map_err(ReadError::from)?;
-        let (links, _) = crate::unixfs::decode(cid, &bytes)
-            .map_err(|why| WriteError::from(ReadError::Damaged(Damaged { cid: *cid, why })))?;
+        let (links, _) = crate::unixfs::decode(cid, &bytes).map_err(|why| ReadError::damaged(cid, why))?;
         let below = links.iter().fold(0u64, |sum, link| sum.saturating_add(link.tsize));
         Ok(Old { level, root: FileRoot { cid: *cid, size, tsize: below.saturating_add(bytes.len() as u64) } })
     }
@@ -222,7 +221,7 @@ impl Edit<'_> {
             let child = self.hole(level - 1, full)?;
             children.resize(usize::try_from(len / full).unwrap_or_default(), child);
         }
-        if len % full > 0 {
+        if !len.is_multiple_of(full) {
             children.push(self.hole(level - 1, len % full)?);
         }
         put_node(PROFILE, &children, self.sink)

@@ -28,7 +28,7 @@ pub enum Malformed {
         /// What was asked for: file, directory, symlink.
         wanted: &'static str,
         /// The UnixFS type number; -1 where the codec already rules it out.
-        found: i64,
+        found: i32,
     },
     /// The codec of the CID is not one a UnixFS tree has at this place.
     #[error("codec {0:#x} has no place here")]

@@ -85,6 +85,8 @@ pub(crate) struct MemShard {
     stored: Option<DirRoot>,
 }
 
+// Most slots are entries, so boxing them would save nothing.
+#[allow(clippy::large_enum_variant)]
 enum MemSlot {
     Entry(Entry),
     Stored(DirRoot),
@@ -215,7 +217,7 @@ impl MemShard {
     /// All entries, if together they are small enough for a directory in one block.
     ///
     /// Stops reading as soon as they are not.
-    pub(crate) fn into_small(
+    pub(crate) fn small_entries(
         &self,
         load: &Load<'_>,
         measure: Measure,

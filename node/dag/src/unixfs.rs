@@ -101,7 +101,7 @@ impl Data {
 
     /// The error of having found this where something else was wanted.
     pub(crate) fn unwanted(&self, wanted: &'static str) -> Malformed {
-        Malformed::Type { wanted, found: self.kind.map_or(-1, i64::from) }
+        Malformed::Type { wanted, found: self.kind.unwrap_or(-1) }
     }
 }
 

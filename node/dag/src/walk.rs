@@ -3,7 +3,7 @@
 //! What always holds: no recursion; a block is asked for once, however many paths lead to it; the walk ends with an error before
 //! it takes more blocks, bytes or depth than it was given.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use bytes::Bytes;
 use cid::Cid;
@@ -102,8 +102,9 @@ pub struct Walk {
     budget: Budget,
     /// Found and not yet asked for, the next one last.
     found: Vec<(Cid, u32)>,
-    /// Asked for and not yet supplied. Only looked up, never iterated.
-    out: std::collections::BTreeMap<Cid, u32>,
+    /// Asked for and not yet supplied.
+    out: BTreeMap<Cid, u32>,
+    /// All that were ever found; only looked up, never iterated.
     seen: HashSet<Cid>,
     bytes: u64,
 }
@@ -115,7 +116,7 @@ impl Walk {
     /// [`WalkError::Blocks`]: the roots alone are too many.
     pub fn new(roots: &[Cid], budget: Budget) -> Result<Walk, WalkError> {
         let mut walk =
-            Walk { budget, found: Vec::new(), out: Default::default(), seen: HashSet::new(), bytes: 0 };
+            Walk { budget, found: Vec::new(), out: BTreeMap::new(), seen: HashSet::new(), bytes: 0 };
         walk.find(roots.iter().copied(), 0)?;
         Ok(walk)
     }

@@ -1,11 +1,14 @@
 //! Bytes from strangers: refused with an error, never a panic, never without bound.
 
+// A test may fail where it stands.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::io::Read;
 
 use bytes::Bytes;
 use cid::Cid;
 use proptest::prelude::{Strategy, any, prop, prop_assert, prop_assert_eq, proptest};
-use remora_dag::block::{Block, BlockSink, Codec, MemBlocks, VerifyError, check_cid, cid_of};
+use remora_dag::block::{Block, BlockSink, BlockSource, Codec, MemBlocks, VerifyError, check_cid, cid_of};
 use remora_dag::dagpb::{Link, Node};
 use remora_dag::directory::{DirNode, Entry, build_dir};
 use remora_dag::errors::{Malformed, ReadError};
@@ -158,7 +161,6 @@ fn a_dag_with_two_to_the_sixty_paths_is_walked_once() {
 }
 
 fn walk_all(blocks: &MemBlocks, walk: &mut Walk) -> Result<(), WalkError> {
-    use remora_dag::block::BlockSource;
     while let Some(cid) = walk.next_wanted() {
         walk.supply(&cid, &blocks.get(&cid).unwrap())?;
     }
@@ -315,7 +317,6 @@ fn sound_blocks() -> Vec<Bytes> {
     builder.write(&[7; 300_000]).unwrap();
     let root = builder.finish().unwrap();
     blocks.put(symlink_block(b"to")).unwrap();
-    use remora_dag::block::BlockSource;
     put(&blocks, shard(256, &[1, 1], vec![link(leaf(), "00a"), link(root.cid, "08")]));
     blocks.cids().iter().map(|cid| blocks.get(cid).unwrap()).filter(|bytes| bytes.len() < 2000).collect()
 }
