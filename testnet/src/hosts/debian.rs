@@ -19,8 +19,13 @@ const WANTED: [&str; 8] =
 /// Packages PostgreSQL can do without: its compiler, 110 MB.
 const UNWANTED: [&str; 2] = ["libllvm14", "systemd"];
 
-/// Paths left out, by their beginning.
-const LEFT_OUT: [&str; 7] = [
+/// Paths left out, by their beginning: what the kernel or a running system changes while we look, and what nobody reads.
+const LEFT_OUT: [&str; 12] = [
+    "/proc",
+    "/sys",
+    "/dev",
+    "/run",
+    "/tmp",
     "/usr/share/doc",
     "/usr/share/man",
     "/usr/share/locale",
@@ -51,29 +56,26 @@ pub(crate) fn assemble(root: &Path) -> Result<()> {
     for package in &chosen {
         paths.extend(files_of(package)?);
     }
-    for extra in [
-        "/etc/alternatives",
-        "/etc/ld.so.cache",
-        "/etc/localtime",
-        "/etc/nsswitch.conf",
-        "/bin",
-        "/sbin",
-        "/lib",
-        "/lib64",
-    ] {
-        paths.insert(PathBuf::from(extra));
-    }
-    for link in fs::read_dir("/etc/alternatives").context("read alternatives")? {
-        let link = link.context("read alternatives")?;
-        paths.insert(link.path());
-        // The name people type is a link to this one; it belongs to no package.
-        let typed = Path::new("/usr/bin").join(link.file_name());
-        if typed.is_symlink() {
-            paths.insert(typed);
-        }
-    }
+    paths.extend(made_at_installation()?);
     copy(&paths, root)?;
     furnish(root)
+}
+
+/// What belongs to no package: links of the merged /usr, choices between alternatives, how to log in.
+fn made_at_installation() -> Result<Vec<PathBuf>> {
+    let single = ["/etc/ld.so.cache", "/etc/localtime", "/etc/nsswitch.conf", "/bin", "/sbin", "/lib", "/lib64"];
+    let mut paths: Vec<PathBuf> = single.into_iter().map(PathBuf::from).filter(|path| path.symlink_metadata().is_ok()).collect();
+    for directory in ["/etc/alternatives", "/etc/pam.d"] {
+        paths.push(PathBuf::from(directory));
+        for entry in fs::read_dir(directory).with_context(|| format!("read {directory}"))? {
+            let entry = entry.with_context(|| format!("read {directory}"))?;
+            paths.push(entry.path());
+            // The name people type is a link to an alternative.
+            paths.push(Path::new("/usr/bin").join(entry.file_name()));
+        }
+    }
+    paths.retain(|path| !path.starts_with("/usr/bin") || path.is_symlink());
+    Ok(paths)
 }
 
 /// What every Debian has, plus what is wanted.
@@ -176,6 +178,7 @@ fn furnish(root: &Path) -> Result<()> {
         for list in passwd group; do awk -F: '$3 < 1000' /etc/$list >etc/$list; done
         echo 'app:x:1000:1000:app:/home:/bin/sh' >>etc/passwd
         echo 'app:x:1000:' >>etc/group
+        awk -F: '{ print $1 \":*:19000:0:99999:7:::\" }' etc/passwd >etc/shadow && chmod 600 etc/shadow
         user() { awk -F: -v name=\"$1\" '$1 == name { print $3 \":\" $4 }' /etc/passwd; }
         chown \"$(user postgres)\" var/lib/postgresql var/log/postgresql
         chown \"$(user redis)\" var/lib/redis

@@ -218,6 +218,7 @@ fn copy_up_is_exact(host: &Host, image: &str) {
         let args = ["run", "--rm", "--network=none", "-v", volume, image, "sh", "-c", look, "look", path];
         host.docker(&args).unwrap()
     };
+    host.docker(&["volume", "create", "-d", "probe", "up"]).unwrap();
     // Under /data the engine copies the image's content into the empty volume; elsewhere nothing hides the image's own.
     let (copied, original) = (see("up:/data", "/data"), see("v1:/v", "/data"));
     assert_eq!(copied, original);
