@@ -138,7 +138,7 @@ fn live(disk: &SimDisk, log: &Log, dice: &mut Dice, promise: &mut Promise) {
 
 #[test]
 fn a_power_cut_keeps_every_synced_frame_in_order() {
-    for seed in 1..=400 {
+    for seed in 1..=300 {
         run_log(seed, false).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
     }
 }
@@ -207,7 +207,7 @@ fn check_blocks(disk: &SimDisk, promised: &[Block]) -> Result<Blocks, String> {
 
 #[test]
 fn a_power_cut_keeps_every_synced_block() {
-    for seed in 1..=300 {
+    for seed in 1..=200 {
         run_blocks(seed, false).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
     }
 }

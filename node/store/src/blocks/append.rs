@@ -110,7 +110,8 @@ impl Shared {
         let next = Arc::new(next);
         self.packs.write().insert(next.number as u32, next.clone());
         append.pack = next;
-        append.end = PackEnd { at: FILE_HEADER_BYTES, prev: 0 };
+        // The chain goes on, which proves to a later open that this pack ended where it did, even without its seal.
+        append.end = PackEnd { at: FILE_HEADER_BYTES, prev: append.end.prev };
         self.signal.wake_rolled();
         Ok(())
     }

@@ -13,7 +13,7 @@ use crate::blocks::{
 use crate::disk::{Disk, OpenMode};
 use crate::fault::DiskFault;
 use crate::file_header::{FILE_HEADER_BYTES, FileHeader, FileHeaderFault, FileKind};
-use crate::frame::FrameKind;
+use crate::frame::{FrameKind, HEADER_BYTES_MAX, parse_header};
 use crate::group_sync::GroupSync;
 use crate::index::{BlockPlace, Covered, Digest, IndexStore, Recent};
 use crate::layout::{FRAME_VERSION, is_unfinished, pack_name, parse_pack_name, unfinished_name};
@@ -47,6 +47,8 @@ pub(super) fn open(
     let (packs, highest) = find_packs(&*disk, dir, &mut recovery)?;
     let (index, covered) = IndexStore::open(&options.index)?;
     let mut tail: Option<(Arc<Pack>, Opened)> = None;
+    // Header CRC of the last block before the pack that is written on, if its pack had no seal.
+    let mut last_prev = 0;
     for (i, pack) in packs.iter().enumerate() {
         let is_last = i + 1 == packs.len();
         if pack.number < covered.pack && !is_last {
@@ -58,7 +60,10 @@ pub(super) fn open(
         recovery.n_indexed += new.len() as u64;
         index.insert_all(&new)?;
         match opened.end {
-            Some(end) if !is_last => seal_again(pack, end, opened.entries)?,
+            Some(end) if !is_last => {
+                last_prev = end.prev;
+                seal_again(pack, end, opened.entries)?;
+            }
             Some(_) => tail = Some((pack.clone(), opened)),
             None => {}
         }
@@ -67,7 +72,10 @@ pub(super) fn open(
         Some(tail) => tail,
         None => (Arc::new(create_pack(&*disk, dir, highest + 1)?), Opened { entries: Vec::new(), end: None }),
     };
-    let end = opened.end.unwrap_or(PackEnd { at: FILE_HEADER_BYTES, prev: 0 });
+    let end = match opened.end {
+        Some(end) if end.at > FILE_HEADER_BYTES => end,
+        _ => PackEnd { at: FILE_HEADER_BYTES, prev: last_prev },
+    };
     let mut by_number: BTreeMap<u32, Arc<Pack>> =
         packs.into_iter().map(|pack| (pack.number as u32, pack)).collect();
     by_number.insert(pack.number as u32, pack.clone());
@@ -180,7 +188,9 @@ fn open_pack(
     let end_mark = mark_of(pack.number, walk.stop);
     // The index covers only what was durable: a pack that ends before has lost something.
     let is_short = covered.pack == pack.number && walk.stop < covered.offset;
-    if is_short || synced_max(&beyond, later)? > end_mark {
+    let is_lost =
+        || Ok::<_, BlocksError>(!is_continued(&walk, later)? && synced_max(&beyond, later)? > end_mark);
+    if is_short || beyond.synced_max > end_mark || is_lost()? {
         return open_damaged(pack, &scan, walk, &beyond, recovery);
     }
     if len > walk.end.at {
@@ -226,12 +236,12 @@ fn walk_pack(pack: &Pack, scan: &Scan<'_>, covered: Covered) -> Result<Walk, Blo
         }
         Ok::<(), Infallible>(())
     };
-    let mut from = (FILE_HEADER_BYTES, Some(0));
+    let mut from = (FILE_HEADER_BYTES, None);
     if covered.pack == pack.number && covered.offset > FILE_HEADER_BYTES {
         let walked = scan
             .walk_headers(FILE_HEADER_BYTES, covered.offset, &mut visit)
             .map_err(|error| scan_failed(pack, error))?;
-        from = (walked.end, walked.prev.or(Some(0)));
+        from = (walked.end, walked.prev);
     }
     scan.walk(from.0, from.1, &mut visit).map_err(|error| scan_failed(pack, error))?;
     Ok(walk)
@@ -248,6 +258,17 @@ fn search(
         Ok::<(), Infallible>(())
     })
     .map_err(|error| scan_failed(pack, error))
+}
+
+/// Whether the next pack's first frame names the last block of this one: then no block is missing between them.
+fn is_continued(walk: &Walk, later: &[Arc<Pack>]) -> Result<bool, BlocksError> {
+    let Some(next) = later.first() else { return Ok(false) };
+    let bytes = next
+        .file
+        .read_vec(FILE_HEADER_BYTES, HEADER_BYTES_MAX)
+        .map_err(DiskFault::at("read first block of pack", &next.path))?;
+    let first = parse_header(&bytes, next.salt, FILE_HEADER_BYTES);
+    Ok(first.is_ok_and(|first| walk.end.prev != 0 && first.place.prev == walk.end.prev))
 }
 
 /// The highest durable position that frames behind the walk tell of, in this pack and in later ones.
