@@ -1,7 +1,7 @@
 //! A directory's CID depends on its entries alone, and finding and listing see each of them once.
 
 // A test may fail where it stands.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::result_large_err)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
