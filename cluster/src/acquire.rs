@@ -345,6 +345,9 @@ impl Acquire {
         if let Some((hold, lease_left_ms)) = self.holder() {
             return AcquireError::Held { hold, lease_left_ms };
         }
+        if let Some(peer) = self.missing_writer() {
+            return AcquireError::Behind { peer };
+        }
         let has = |peer: &PeerId| match self.phase {
             Phase::Preparing | Phase::PersistingTerm | Phase::Resting { .. } => {
                 self.promises.contains_key(peer)

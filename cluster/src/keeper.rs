@@ -74,7 +74,8 @@ pub enum KeeperEvent {
     },
     /// [`KeeperEffect::InstallCheckpoint`] is done, durably.
     CheckpointInstalled,
-    /// [`KeeperEffect::StopLocalWriter`] is done: this host appends nothing more by itself.
+    /// This host appends nothing more by itself: [`KeeperEffect::StopLocalWriter`] is done, or the writer or candidate
+    /// here ended in any other way after its BuildStart. To be told before another acquisition begins here.
     LocalStopped {
         /// Where the log ends, on disk.
         tip: Tip,
@@ -213,6 +214,11 @@ impl Keeper {
     /// Up to where the keeper knows commits to be committed.
     pub fn commit_seq(&self) -> u64 {
         self.commit_seq
+    }
+
+    /// Whether this host may be appending to the log by itself: from its election to [`KeeperEvent::LocalStopped`].
+    pub fn is_local_writer_running(&self) -> bool {
+        self.is_local_writer_running
     }
 
     /// The configuration that counts; None if this host was never made a keeper.

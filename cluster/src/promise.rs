@@ -22,6 +22,8 @@ pub struct Hold {
     pub term: Term,
     /// When, by its own clock, milliseconds since 1970; for people.
     pub since_unix_ms: u64,
+    /// The chain it was elected to go on with.
+    pub base: Tip,
     /// Where its chain ended when it gave the volume back; None while it has not.
     pub released: Option<Tip>,
 }
@@ -114,6 +116,7 @@ mod tests {
                 peer: PeerId([1; 32]),
                 term: Term(7),
                 since_unix_ms: u64::MAX,
+                base: tip,
                 released: Some(tip),
             }),
             config: Some(config.clone()),

@@ -179,6 +179,11 @@ impl Writer {
         seqs.get(majority(seqs.len()) - 1).copied().unwrap_or(0)
     }
 
+    /// The last commit that every keeper has on disk: older ones nobody has to be sent again.
+    pub fn slowest_seq(&self) -> u64 {
+        self.config.members.iter().map(|peer| self.durable_at(peer)).min().unwrap_or(0)
+    }
+
     /// Until when the writer may believe that no other host was let in; None if too few keepers ever renewed it.
     pub fn lease_until(&self) -> Option<Millis> {
         let n = self.config.members.len();
@@ -192,6 +197,11 @@ impl Writer {
     /// had by any host that reaches this one.
     pub fn is_released_at(&self, peer: &PeerId) -> bool {
         self.peers.get(peer).is_some_and(|peer| peer.is_released)
+    }
+
+    /// Whether it is giving the volume back: some keepers may already let others in.
+    pub fn is_releasing(&self) -> bool {
+        self.is_releasing
     }
 
     /// Whether it stopped for good or was released.

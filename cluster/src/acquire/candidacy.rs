@@ -104,7 +104,8 @@ impl Acquire {
         promised.chain(refused).max_by_key(|hold| (hold.term, hold.released.is_some()))
     }
 
-    /// Where fsync waits for one disk only, that disk has to be among those that promised, or its last word reached.
+    /// Where fsync waits for one disk only, the chain that goes on has to reach what the last writer had: its last word
+    /// if it released, else its own log and the chain that it was elected to go on with.
     fn reaches_last_writer(&self, best: &Tip) -> bool {
         if self.config.weakest_durability() == Durability::Quorum {
             return true;
@@ -112,8 +113,8 @@ impl Acquire {
         let Some(hold) = self.last_hold() else { return true };
         match (hold.released, self.evidence) {
             (_, Some(Evidence::Fenced { term, .. })) if term >= hold.term => true,
-            (Some(tip), _) => best.rank() >= tip.rank() || self.promises.contains_key(&hold.peer),
-            (None, _) => self.promises.contains_key(&hold.peer),
+            (Some(tip), _) => best.rank() >= tip.rank(),
+            (None, _) => best.rank() >= hold.base.rank() && self.promises.contains_key(&hold.peer),
         }
     }
 
@@ -139,16 +140,16 @@ impl Acquire {
             self.new_round(effects);
         } else if self.refusals.values().any(|refusal| refusal.reason == RefuseReason::Busy) {
             self.phase = Phase::Resting { until: now + REST_MS_MAX };
-        } else if let Some(peer) = self.missing_writer() {
-            self.lose(AcquireError::Behind { peer }, effects);
         }
-        // Otherwise too many are silent: they are asked again until the deadline.
+        // Otherwise too many are silent, or the one that counts: they are asked again until the deadline.
     }
 
-    fn missing_writer(&self) -> Option<PeerId> {
-        let is_quorum = self.config.is_quorum(|peer| self.promises.contains_key(peer));
-        let is_present = |peer: &PeerId| self.promises.contains_key(peer);
-        self.last_hold().map(|hold| hold.peer).filter(|peer| is_quorum && !is_present(peer))
+    /// The last writer, if the promises suffice but do not reach what it had.
+    pub(super) fn missing_writer(&self) -> Option<PeerId> {
+        let (best, config) = self.best()?;
+        let is_quorum = config.is_quorum(|peer| self.promises.contains_key(peer));
+        let is_behind = self.phase == Phase::Preparing && is_quorum && !self.reaches_last_writer(&best);
+        self.last_hold().filter(|_| is_behind).map(|hold| hold.peer)
     }
 
     fn on_held(

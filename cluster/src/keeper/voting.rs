@@ -155,10 +155,10 @@ impl Keeper {
     }
 
     fn note_elected(&mut self, now: Millis, from: PeerId, elected: Elected) {
-        let (term, since_unix_ms) = (elected.term, elected.since_unix_ms);
+        let (term, since_unix_ms, base) = (elected.term, elected.since_unix_ms, elected.chain.tip);
         self.record.term = term;
         self.record.candidate = Some(from);
-        self.record.hold = Some(Hold { peer: from, term, since_unix_ms, released: None });
+        self.record.hold = Some(Hold { peer: from, term, since_unix_ms, base, released: None });
         self.record.config = Some(elected.config);
         self.record.next = Some(elected.next);
         self.is_local_writer_running = from == self.me;
