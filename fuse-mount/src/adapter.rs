@@ -8,19 +8,23 @@
 //! * The kernel checks permissions, clears set-user-id bits and keeps locks.
 //! * A panic below is `EIO` for that one request.
 
+mod atimes;
 mod convert;
 mod listing;
+mod negotiate;
 
+use crate::adapter::atimes::Atimes;
 use crate::adapter::convert::{
     TTL, absent, allocate, file_attr, file_type, kernel_errno, new_node, now, permissions, rename_mode,
     requested_time, seek, xattr_mode,
 };
+use crate::adapter::negotiate::{negotiate, open_flags};
 use crate::connection::Connection;
 use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, Errno as KernelErrno, FileHandle, FopenFlags, Generation, INodeNo,
-    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr,
-    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
-    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, CopyFileRangeFlags, Errno as KernelErrno, FileAttr, FileHandle, Generation, INodeNo,
+    IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use remora_vfs::attr::{Attr, Ino, NAME_BYTES_MAX, NewNode, SetAttr};
 use remora_vfs::errno::Errno;
@@ -33,38 +37,17 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-/// The most bytes in one read or write request; also the kernel's own limit unless an administrator raised it.
-const REQUEST_BYTES_MAX: u32 = 1 << 20;
-
-/// Requests the kernel may have under way that nobody waits for, such as read-ahead.
-const N_BACKGROUND_MAX: u16 = 64;
-
 /// Of a copy, what one answer can tell (it counts in 32 bits), in whole pages.
 const COPY_BYTES_MAX: u64 = 0xffff_f000;
 
 /// Block size in `statfs`.
 const STATFS_BLOCK_BYTES: u32 = 4096;
 
-/// What the kernel is asked for, where it has it.
-///
-/// `EXPLICIT_INVAL_DATA` keeps cached pages when an mtime changes: only this kernel writes, so they are never old.
-/// `ATOMIC_O_TRUNC` is left out on purpose: the kernel then forgets to clear set-user-id bits on `open(O_TRUNC)`.
-const CAPABILITIES: [InitFlags; 9] = [
-    InitFlags::FUSE_ASYNC_READ,
-    InitFlags::FUSE_ASYNC_DIO,
-    InitFlags::FUSE_BIG_WRITES,
-    InitFlags::FUSE_MAX_PAGES,
-    InitFlags::FUSE_PARALLEL_DIROPS,
-    InitFlags::FUSE_DO_READDIRPLUS,
-    InitFlags::FUSE_READDIRPLUS_AUTO,
-    InitFlags::FUSE_CACHE_SYMLINKS,
-    InitFlags::FUSE_EXPLICIT_INVAL_DATA,
-];
-
 /// Serves one mount from one file system.
 pub(crate) struct Adapter {
     fs: Arc<dyn Filesystem>,
     connection: Arc<Connection>,
+    atimes: Atimes,
     has_xattrs: bool,
 }
 
@@ -90,7 +73,7 @@ impl Adapter {
     /// Serves `fs`; without `has_xattrs` the kernel is told once that there are none and stops asking, which makes
     /// listings with attributes and small writes much faster.
     pub(crate) fn new(fs: Arc<dyn Filesystem>, connection: Arc<Connection>, has_xattrs: bool) -> Self {
-        Adapter { fs, connection, has_xattrs }
+        Adapter { fs, connection, atimes: Atimes::default(), has_xattrs }
     }
 
     fn call<T>(&self, what: &'static str, call: impl FnOnce(&dyn Filesystem) -> Reply<T>) -> Reply<T> {
@@ -112,6 +95,10 @@ impl Adapter {
         });
     }
 
+    fn attr(&self, attr: &Attr) -> FileAttr {
+        file_attr(attr, self.atimes.get(attr))
+    }
+
     fn xattrs(&self) -> Reply<()> {
         if self.has_xattrs { Ok(()) } else { Err(Errno::ENOSYS) }
     }
@@ -122,14 +109,6 @@ fn lookup_dot(fs: &dyn Filesystem, ino: Ino, name: &[u8]) -> Reply<Attr> {
     let ino = if name == b".." { fs.parent(ino)? } else { ino };
     fs.reference(ino).map_err(|_| Errno::ESTALE)?;
     fs.getattr(ino).inspect_err(|_| fs.forget(ino, 1))
-}
-
-fn open_flags(flags: OpenFlags) -> FopenFlags {
-    match flags.acc_mode() {
-        // A file opened for reading has nothing to flush; one opened for writing may have pages written through mmap.
-        OpenAccMode::O_RDONLY => FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH,
-        _ => FopenFlags::FOPEN_KEEP_CACHE,
-    }
 }
 
 /// Sends a value whose length the kernel may only ask for (`size` 0).
@@ -146,18 +125,7 @@ fn send_xattr(reply: ReplyXattr, size: u32, value: &[u8]) {
 
 impl fuser::Filesystem for Adapter {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        for capability in CAPABILITIES {
-            // An older kernel lacks some; each is a matter of speed.
-            if config.add_capabilities(capability).is_err() {
-                tracing::debug!(?capability, "the kernel does not have it");
-            }
-        }
-        let _ = config.set_max_write(REQUEST_BYTES_MAX);
-        if let Err(offered) = config.set_max_readahead(REQUEST_BYTES_MAX) {
-            // The mount raises it in sysfs afterwards.
-            let _ = config.set_max_readahead(offered);
-        }
-        let _ = config.set_max_background(N_BACKGROUND_MAX);
+        negotiate(config);
         Ok(())
     }
 
@@ -168,13 +136,14 @@ impl fuser::Filesystem for Adapter {
             _ => fs.lookup(parent.0, name),
         });
         match found {
-            Ok(attr) => reply.entry(&TTL, &file_attr(&attr), Generation(0)),
+            Ok(attr) => reply.entry(&TTL, &self.attr(&attr), Generation(0)),
             Err(Errno::ENOENT) => reply.entry(&TTL, &absent(), Generation(0)),
             Err(errno) => reply.error(kernel_errno(errno)),
         }
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
+        self.atimes.forget(ino.0);
         let _ = self.call("forget", |fs| {
             fs.forget(ino.0, nlookup);
             Ok(())
@@ -183,7 +152,7 @@ impl fuser::Filesystem for Adapter {
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         let result = self.call("getattr", |fs| fs.getattr(ino.0));
-        answer!(reply, result, attr => reply.attr(&TTL, &file_attr(&attr)));
+        answer!(reply, result, attr => reply.attr(&TTL, &self.attr(&attr)));
     }
 
     fn setattr(
@@ -194,7 +163,7 @@ impl fuser::Filesystem for Adapter {
         uid: Option<u32>,
         gid: Option<u32>,
         size: Option<u64>,
-        _atime: Option<TimeOrNow>,
+        atime: Option<TimeOrNow>,
         mtime: Option<TimeOrNow>,
         _ctime: Option<SystemTime>,
         _fh: Option<FileHandle>,
@@ -208,10 +177,13 @@ impl fuser::Filesystem for Adapter {
         let mtime = mtime.map(|time| requested_time(time, now));
         let change = SetAttr { mode: mode.map(permissions), uid, gid, size, mtime };
         let result = self.call("setattr", |fs| {
-            // An atime alone is accepted and not kept.
+            // An atime alone is no change of the file.
             if change == SetAttr::default() { fs.getattr(ino.0) } else { fs.setattr(ino.0, &change, now) }
         });
-        answer!(reply, result, attr => reply.attr(&TTL, &file_attr(&attr)));
+        if let (Some(atime), Ok(_)) = (atime, &result) {
+            self.atimes.set(ino.0, requested_time(atime, now));
+        }
+        answer!(reply, result, attr => reply.attr(&TTL, &self.attr(&attr)));
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
@@ -230,23 +202,23 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyEntry,
     ) {
         let result = new_node(mode, rdev).and_then(|node| self.make(req, parent, name, &node, mode));
-        answer!(reply, result, attr => reply.entry(&TTL, &file_attr(&attr), Generation(0)));
+        answer!(reply, result, attr => reply.entry(&TTL, &self.attr(&attr), Generation(0)));
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
         let result = self.make(req, parent, name, &NewNode::Directory, mode);
-        answer!(reply, result, attr => reply.entry(&TTL, &file_attr(&attr), Generation(0)));
+        answer!(reply, result, attr => reply.entry(&TTL, &self.attr(&attr), Generation(0)));
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let node = NewNode::Symlink(target.as_os_str().as_bytes().to_vec());
         let result = self.make(req, parent, name, &node, 0o777);
-        answer!(reply, result, attr => reply.entry(&TTL, &file_attr(&attr), Generation(0)));
+        answer!(reply, result, attr => reply.entry(&TTL, &self.attr(&attr), Generation(0)));
     }
 
     fn link(&self, _req: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let result = self.call("link", |fs| fs.link(ino.0, parent.0, name.as_bytes(), now()));
-        answer!(reply, result, attr => reply.entry(&TTL, &file_attr(&attr), Generation(0)));
+        answer!(reply, result, attr => reply.entry(&TTL, &self.attr(&attr), Generation(0)));
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -292,7 +264,7 @@ impl fuser::Filesystem for Adapter {
         });
         let flags = open_flags(OpenFlags(flags));
         answer!(reply, result, attr => {
-            reply.created(&TTL, &file_attr(&attr), Generation(0), FileHandle(0), flags);
+            reply.created(&TTL, &self.attr(&attr), Generation(0), FileHandle(0), flags);
         });
     }
 
@@ -401,7 +373,7 @@ impl fuser::Filesystem for Adapter {
                     return true;
                 }
                 let name = OsStr::from_bytes(&line.name);
-                let attr = file_attr(&line.attr);
+                let attr = self.attr(&line.attr);
                 let is_full = reply.add(INodeNo(child), line.offset, name, &TTL, &attr, Generation(0));
                 if !line.is_dot {
                     if is_full {

@@ -3,6 +3,7 @@
 //! What always holds: while [`Connection::is_live`], the superblock exists and its device number is nobody else's; so a
 //! number is only acted on after that question.
 
+use parking_lot::{Condvar, Mutex};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::mount::{MountFlags, mount};
 use rustix::time::Timespec;
@@ -11,9 +12,13 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 /// Where the kernel shows FUSE connections, by minor device number.
 const CONTROL_DIR: &str = "/sys/fs/fuse/connections";
+
+/// How long threads wait for one another at the start of a mount.
+const WATCH_WAIT: Duration = Duration::from_secs(10);
 
 /// An open connection.
 pub(crate) struct Connection {
@@ -21,6 +26,11 @@ pub(crate) struct Connection {
     device_file: OwnedFd,
     /// `st_dev` of the mount, once known.
     device: OnceLock<u64>,
+    /// Threads that serve requests.
+    n_threads: usize,
+    /// How many of them are watched.
+    n_watched: Mutex<usize>,
+    all_watched: Condvar,
 }
 
 thread_local! {
@@ -47,8 +57,14 @@ impl Drop for EndOfThread {
 
 impl Connection {
     /// The connection behind this `/dev/fuse`.
-    pub(crate) fn new(device_file: OwnedFd) -> Self {
-        Connection { device_file, device: OnceLock::new() }
+    pub(crate) fn new(device_file: OwnedFd, n_threads: usize) -> Self {
+        Connection {
+            device_file,
+            device: OnceLock::new(),
+            n_threads,
+            n_watched: Mutex::new(0),
+            all_watched: Condvar::new(),
+        }
     }
 
     /// Tells the number of the mounted device; the first call counts.
@@ -73,12 +89,34 @@ impl Connection {
     }
 
     /// Makes the calling thread's end an abort if the connection is live then.
+    ///
+    /// A thread waits here once, until all are watched: so as many requests at the same time as there are threads reach
+    /// every one of them, and none is left that could die unseen.
     pub(crate) fn watch_this_thread(self: &Arc<Self>) {
-        WATCHED.with_borrow_mut(|watched| {
-            if watched.is_none() {
+        let is_new = WATCHED.with_borrow_mut(|watched| {
+            let is_new = watched.is_none();
+            if is_new {
                 *watched = Some(EndOfThread(Arc::clone(self)));
             }
+            is_new
         });
+        if is_new {
+            *self.n_watched.lock() += 1;
+            self.all_watched.notify_all();
+            self.wait_watched();
+        }
+    }
+
+    /// Waits until every thread is watched; answers whether it came to that.
+    pub(crate) fn wait_watched(&self) -> bool {
+        let deadline = Instant::now() + WATCH_WAIT;
+        let mut n_watched = self.n_watched.lock();
+        while *n_watched < self.n_threads {
+            if self.all_watched.wait_until(&mut n_watched, deadline).timed_out() {
+                return *n_watched >= self.n_threads;
+            }
+        }
+        true
     }
 
     /// Ends the connection: all requests, now and later, fail with `ENOTCONN`; the mount stays in place, dead. (Pages the

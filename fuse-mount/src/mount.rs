@@ -200,19 +200,20 @@ impl Mount {
         let half = HalfMade { dir: &dir };
         let session_error = |source| MountError::Session { dir: dir.clone(), source };
 
-        let connection = Arc::new(Connection::new(watched));
+        let n_threads = options.threads.clamp(1, N_THREADS_MAX);
+        let connection = Arc::new(Connection::new(watched, n_threads));
         let adapter = Adapter::new(fs, Arc::clone(&connection), options.xattr);
         let mut config = Config::default();
         config.acl = SessionACL::All;
-        config.n_threads = Some(options.threads.clamp(1, N_THREADS_MAX));
+        config.n_threads = Some(n_threads);
         let session =
             Session::from_fd(adapter, device_file, SessionACL::All, config).map_err(session_error)?;
         let notifier = Notifier::start(session.notifier()).map_err(session_error)?;
         let end = Arc::new(End::default());
         spawn_session(session, Arc::clone(&connection), Arc::clone(&end)).map_err(session_error)?;
 
-        let root = rustix::fs::stat(&dir)
-            .map_err(|error| MountError::NoAnswer { dir: dir.clone(), source: error.into() })?;
+        let root = first_look(&dir, n_threads, &connection)
+            .map_err(|source| MountError::NoAnswer { dir: dir.clone(), source })?;
         connection.set_device(root.st_dev);
         raise_read_ahead(root.st_dev);
         std::mem::forget(half);
@@ -372,6 +373,21 @@ fn spawn_session(session: Session<Adapter>, connection: Arc<Connection>, end: Ar
         end.finish();
     })?;
     Ok(())
+}
+
+/// Asks something of every thread that serves the mount, then for the root.
+fn first_look(dir: &Path, n_threads: usize, connection: &Connection) -> io::Result<rustix::fs::Stat> {
+    std::thread::scope(|scope| {
+        for _ in 0..n_threads {
+            // The kernel never answers `statfs` by itself. What it says does not matter.
+            std::thread::Builder::new().spawn_scoped(scope, || rustix::fs::statfs(dir).is_ok())?;
+        }
+        io::Result::Ok(())
+    })?;
+    if !connection.wait_watched() {
+        return Err(io::Error::other("not every thread that serves the mount answers"));
+    }
+    Ok(rustix::fs::stat(dir)?)
 }
 
 /// Read-ahead cannot be negotiated above what the kernel offers, but it can be set afterwards.

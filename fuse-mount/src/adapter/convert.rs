@@ -64,15 +64,14 @@ pub(super) fn file_type(kind: Kind) -> FileType {
     }
 }
 
-/// Attributes as the kernel wants them; there is no atime, it reads as mtime.
-pub(super) fn file_attr(attr: &Attr) -> FileAttr {
-    let mtime = system_time(attr.mtime);
+/// Attributes as the kernel wants them.
+pub(super) fn file_attr(attr: &Attr, atime: Timestamp) -> FileAttr {
     FileAttr {
         ino: INodeNo(attr.ino),
         size: attr.size,
         blocks: attr.blocks,
-        atime: mtime,
-        mtime,
+        atime: system_time(atime),
+        mtime: system_time(attr.mtime),
         ctime: system_time(attr.ctime),
         crtime: system_time(attr.btime),
         kind: file_type(attr.kind),

@@ -251,17 +251,19 @@ fn an_fsync_may_be_answered_later_from_elsewhere() {
 }
 
 #[test]
-fn a_time_at_the_end_of_the_range_does_not_hang_anybody() {
+fn a_thread_that_dies_ends_the_mount_rather_than_hang_its_users() {
     let scene = Scene::new();
     let path = scene.file("f", b"x");
     let omit = rustix::fs::Timespec { tv_sec: 0, tv_nsec: libc::UTIME_OMIT };
+    // fuser 0.18 panics on this time before any code of ours is reached.
     let end = rustix::fs::Timespec { tv_sec: i64::MIN, tv_nsec: 1 };
     let times = rustix::fs::Timestamps { last_access: omit, last_modification: end };
-    // Either it works or the mount ends with errors; what must not happen is that somebody waits for ever.
     let (sender, done) = channel();
     std::thread::spawn(move || {
-        let _ = rustix::fs::utimensat(rustix::fs::CWD, &path, &times, rustix::fs::AtFlags::empty());
-        sender.send(()).unwrap();
+        let result = rustix::fs::utimensat(rustix::fs::CWD, &path, &times, rustix::fs::AtFlags::empty());
+        sender.send(result).unwrap();
     });
-    done.recv_timeout(LONG).unwrap();
+    if done.recv_timeout(LONG).unwrap().is_err() {
+        assert!(scene.mount.wait_end(LONG));
+    }
 }

@@ -1,0 +1,50 @@
+//! What is agreed with the kernel: once for the mount, and for every open file.
+
+use fuser::{FopenFlags, InitFlags, KernelConfig, OpenAccMode, OpenFlags};
+
+/// The most bytes in one read or write request; also the kernel's own limit unless an administrator raised it.
+const REQUEST_BYTES_MAX: u32 = 1 << 20;
+
+/// Requests the kernel may have under way that nobody waits for, such as read-ahead.
+const N_BACKGROUND_MAX: u16 = 64;
+
+/// What the kernel is asked for, where it has it.
+///
+/// `EXPLICIT_INVAL_DATA` keeps cached pages when an mtime changes: only this kernel writes, so they are never old.
+/// `ATOMIC_O_TRUNC` is left out on purpose: the kernel then forgets to clear set-user-id bits on `open(O_TRUNC)`.
+const CAPABILITIES: [InitFlags; 9] = [
+    InitFlags::FUSE_ASYNC_READ,
+    InitFlags::FUSE_ASYNC_DIO,
+    InitFlags::FUSE_BIG_WRITES,
+    InitFlags::FUSE_MAX_PAGES,
+    InitFlags::FUSE_PARALLEL_DIROPS,
+    InitFlags::FUSE_DO_READDIRPLUS,
+    InitFlags::FUSE_READDIRPLUS_AUTO,
+    InitFlags::FUSE_CACHE_SYMLINKS,
+    InitFlags::FUSE_EXPLICIT_INVAL_DATA,
+];
+
+/// Settles what this mount uses.
+pub(super) fn negotiate(config: &mut KernelConfig) {
+    for capability in CAPABILITIES {
+        // An older kernel lacks some; each is a matter of speed.
+        if config.add_capabilities(capability).is_err() {
+            tracing::debug!(?capability, "the kernel does not have it");
+        }
+    }
+    let _ = config.set_max_write(REQUEST_BYTES_MAX);
+    if let Err(offered) = config.set_max_readahead(REQUEST_BYTES_MAX) {
+        // The mount raises it in sysfs afterwards.
+        let _ = config.set_max_readahead(offered);
+    }
+    let _ = config.set_max_background(N_BACKGROUND_MAX);
+}
+
+/// How the kernel is to treat a file opened this way.
+pub(super) fn open_flags(flags: OpenFlags) -> FopenFlags {
+    match flags.acc_mode() {
+        // A file opened for reading has nothing to flush; one opened for writing may have pages written through mmap.
+        OpenAccMode::O_RDONLY => FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH,
+        _ => FopenFlags::FOPEN_KEEP_CACHE,
+    }
+}
