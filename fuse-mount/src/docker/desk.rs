@@ -227,3 +227,98 @@ fn absent(name: &str) -> Answer {
 fn lost() -> String {
     "the remora daemon failed while doing this; its log says how".to_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Desk;
+    use crate::docker::answer::Answer;
+    use crate::docker::options::VolumeOptions;
+    use crate::docker::{Caller, Lookup, Refusal, VolumeDriver, VolumeView};
+    use futures::FutureExt;
+    use futures::future::BoxFuture;
+    use std::path::PathBuf;
+    use std::sync::Arc;
+    use tokio::sync::{Semaphore, mpsc};
+
+    /// Mounts once the gate is open and tells of every unmount.
+    struct Slow {
+        gate: Semaphore,
+        unmounted: mpsc::UnboundedSender<String>,
+    }
+
+    impl VolumeDriver for Slow {
+        fn list(&self) -> Vec<VolumeView> {
+            Vec::new()
+        }
+
+        fn get(&self, _: &str) -> Lookup {
+            Lookup::Unknown
+        }
+
+        fn create(&self, _: String, _: VolumeOptions) -> BoxFuture<'_, Result<(), Refusal>> {
+            async { panic!("a bug in the driver") }.boxed()
+        }
+
+        fn remove(&self, _: String) -> BoxFuture<'_, Result<(), Refusal>> {
+            std::future::pending().boxed()
+        }
+
+        fn mount(&self, _: String, _: String, _: Caller) -> BoxFuture<'_, Result<PathBuf, Refusal>> {
+            async {
+                self.gate.acquire().await.unwrap().forget();
+                Ok(PathBuf::from("/proc"))
+            }
+            .boxed()
+        }
+
+        fn unmount(&self, _: String, id: String) -> BoxFuture<'_, Result<(), Refusal>> {
+            self.unmounted.send(id).unwrap();
+            async { Ok(()) }.boxed()
+        }
+    }
+
+    fn desk() -> (Desk, Arc<Slow>, mpsc::UnboundedReceiver<String>) {
+        let (unmounted, received) = mpsc::unbounded_channel();
+        let driver = Arc::new(Slow { gate: Semaphore::new(0), unmounted });
+        let (calls, _) = mpsc::channel(1);
+        (Desk::new(Arc::clone(&driver) as Arc<dyn VolumeDriver>, calls), driver, received)
+    }
+
+    const MOUNT: &[u8] = b"{\"Name\":\"v\",\"ID\":\"7\"}";
+
+    fn error_in(answer: Answer) -> String {
+        match answer {
+            Answer::Json(500, value) => value["Err"].as_str().unwrap().to_owned(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_mount_that_takes_too_long_is_answered_in_time_and_taken_back_when_it_comes() {
+        let (desk, driver, mut unmounted) = desk();
+        let answer = desk.answer("/VolumeDriver.Mount", MOUNT, Caller::default()).await;
+        assert!(error_in(answer).contains("within 110 s"));
+        assert!(unmounted.try_recv().is_err());
+        driver.gate.add_permits(1);
+        assert_eq!(unmounted.recv().await.unwrap(), "7");
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_never_leaves_takes_its_mount_back() {
+        let (desk, driver, mut unmounted) = desk();
+        driver.gate.add_permits(1);
+        let answer = desk.answer("/VolumeDriver.Mount", MOUNT, Caller::default()).await;
+        assert!(matches!(answer, Answer::Mounted(..)));
+        drop(answer.into_response().unwrap());
+        assert_eq!(unmounted.recv().await.unwrap(), "7");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_driver_that_hangs_or_fails_is_answered_for() {
+        let (desk, _, _) = desk();
+        let hangs = desk.answer("/VolumeDriver.Remove", MOUNT, Caller::default()).await;
+        assert!(error_in(hangs).contains("still being removed"));
+        let fails = desk.answer("/VolumeDriver.Create", MOUNT, Caller::default()).await;
+        assert!(error_in(fails).contains("its log says how"));
+    }
+}
