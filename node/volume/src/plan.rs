@@ -161,9 +161,8 @@ impl State {
     ) -> Result<Option<Op<'a>>, Stop> {
         check_name(from.1)?;
         check_name(to.1)?;
-        self.open_dir(from.0)?;
-        self.open_dir(to.0)?;
         let ino = self.find(from.0, from.1)?.ok_or(Errno::ENOENT)?;
+        self.open_dir(to.0)?;
         let target = self.find(to.0, to.1)?;
         match (mode, target) {
             (RenameMode::NoReplace, Some(_)) => return Err(Errno::EEXIST.into()),

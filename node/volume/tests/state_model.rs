@@ -388,8 +388,13 @@ fn check_contents(pair: &Pair) {
     }
 }
 
+/// `PROPTEST_CASES` asks for more than a short run.
+fn cases() -> u32 {
+    std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(48)
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, max_shrink_iters: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(), max_shrink_iters: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn state_replay_and_checkpoints_agree_with_the_model(steps in proptest::collection::vec(step(), 1..90)) {

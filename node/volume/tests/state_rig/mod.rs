@@ -1,6 +1,6 @@
 //! A volume without durability: the pure state behind the file system trait, a log in memory, and blocks in memory. It
 //! can replay itself and change its base, which is all the tests need to hold the state to its rules.
-#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
