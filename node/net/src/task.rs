@@ -104,7 +104,11 @@ impl Task {
             tokio::select! {
                 event = self.swarm.select_next_some() => self.on_event(event),
                 command = commands.recv() => match command {
-                    Some(Command::Ask { target, pending }) => self.on_ask(target, pending),
+                    Some(Command::Ask { target, pending }) => {
+                        // Whoever says where a peer is and then asks it relies on that order.
+                        self.on_wanted(&mut wanted);
+                        self.on_ask(target, pending);
+                    }
                     Some(Command::Publish(message)) => self.on_publish(message),
                     Some(Command::Stop(done)) => break Some(done),
                     None => break None,
@@ -114,10 +118,8 @@ impl Task {
                     Err(error) => tracing::error!(%error, "a request handler did not end well"),
                 },
                 Ok(()) = wanted.changed() => {
-                    let peers = wanted.borrow_and_update().clone();
-                    self.dialer.set_wanted(&peers, Instant::now());
-                    self.review();
-                    self.call_due();
+                    wanted.mark_changed();
+                    self.on_wanted(&mut wanted);
                 }
                 _ = tick.tick() => self.call_due(),
                 _ = review.tick() => self.review(),
@@ -130,6 +132,16 @@ impl Task {
             // Whoever asked may have gone meanwhile.
             let _ = stopped.send(());
         }
+    }
+
+    fn on_wanted(&mut self, wanted: &mut watch::Receiver<BTreeMap<PeerId, Vec<Multiaddr>>>) {
+        if !wanted.has_changed().unwrap_or(false) {
+            return;
+        }
+        let peers = wanted.borrow_and_update().clone();
+        self.dialer.set_wanted(&peers, Instant::now());
+        self.review();
+        self.call_due();
     }
 
     /// Closes what stands, so that the others need not find out by themselves.

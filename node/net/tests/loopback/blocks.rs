@@ -145,3 +145,18 @@ async fn a_block_nobody_has_is_said_to_be_missing() {
     let result = asking(&hosts[0], &[hosts[0].id()]).fetch(*block(6, 10).cid()).await;
     assert!(matches!(result, Err(FetchError::NoProvider { .. })), "nobody asks itself: {result:?}");
 }
+
+/// Prints a figure and asserts none: `cargo test --release -p remora-net --test loopback -- --ignored --nocapture speed`.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement, for a quiet machine"]
+async fn speed_of_many_blocks_over_loopback() {
+    let hosts = friends(2).await;
+    let all: Vec<Block> = (0..512).map(|seed| block(seed, (1 << 20) - 8)).collect();
+    holding(&hosts[1], &all);
+    let exchange = asking(&hosts[0], &[hosts[1].id()]);
+    let sink = Arc::new(MemBlocks::new());
+    let started = std::time::Instant::now();
+    let fetched = exchange.fetch_many(all.iter().map(|block| *block.cid()), sink).await.unwrap();
+    let mib = fetched.bytes >> 20;
+    println!("{mib} MiB in {:?}", started.elapsed());
+}
