@@ -1,12 +1,12 @@
 //! Changing a file of the `unixfs-v1-2025` profile: new leaves here and there, another size, and the nodes above them.
 //!
 //! What always holds:
-//! * the result is the CID that [`FileBuilder`](crate::file::FileBuilder) gives for the same bytes;
+//! * the result is the CID that [`FileBuilder`] gives for the same bytes;
 //! * only nodes above a changed leaf or on the new right edge are read and written; a hole costs by its depth, not by its length.
 
 use std::collections::BTreeMap;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use cid::Cid;
 
 use crate::block::{Block, BlockSink, BlockSource, Codec};
@@ -126,31 +126,19 @@ impl Edit<'_> {
         if Codec::of(cid) != Some(Codec::DagPb) {
             return Err(Stop::Shape);
         }
+        let mut root = FileRoot { cid: *cid, size, tsize: 0 };
         let bytes = self.source.get(cid).map_err(ReadError::from)?;
-        let (links, _) = crate::unixfs::decode(cid, &bytes).map_err(|why| ReadError::damaged(cid, why))?;
-        let below = links.iter().fold(0u64, |sum, link| sum.saturating_add(link.tsize));
-        Ok(Old { level, root: FileRoot { cid: *cid, size, tsize: below.saturating_add(bytes.len() as u64) } })
+        // Looked at even where the root is kept as it is: a file of another profile must not be.
+        let children = children_in(&Old { level, root }, &bytes)?;
+        let below = children.iter().fold(0u64, |sum, child| sum.saturating_add(child.tsize));
+        root.tsize = below.saturating_add(bytes.len() as u64);
+        Ok(Old { level, root })
     }
 
     /// The children of an old node, which is of the shape our profile gives it.
     fn children(&self, old: &Old) -> Result<Vec<FileRoot>, Stop> {
-        let cid = old.root.cid;
-        let bytes = self.source.get(&cid).map_err(ReadError::from)?;
-        let node = FileNode::decode(&cid, &bytes).map_err(|why| ReadError::damaged(&cid, why))?;
-        if node.size() != old.root.size {
-            return Err(ReadError::damaged(&cid, Malformed::Size).into());
-        }
-        let FileNode::Interior { links, .. } = node else { return Err(Stop::Shape) };
-        let full = span(old.level - 1) * CHUNK;
-        let codec = if old.level == 1 { Codec::Raw } else { Codec::DagPb };
-        let is_ours = links.len() as u64 <= WIDTH
-            && links.iter().all(|link| Codec::of(&link.cid) == Some(codec))
-            && links.iter().rev().skip(1).all(|link| link.len == full)
-            && links.last().is_some_and(|link| (1..=full).contains(&link.len));
-        if !is_ours {
-            return Err(Stop::Shape);
-        }
-        Ok(links.iter().map(|link| FileRoot { cid: link.cid, size: link.len, tsize: link.tsize }).collect())
+        let bytes = self.source.get(&old.root.cid).map_err(ReadError::from)?;
+        children_in(old, &bytes)
     }
 
     /// The new node of this level from leaf `first` on, where `old` was: a subtree that starts there, of this level or below.
@@ -260,4 +248,23 @@ impl Edit<'_> {
         }
         layers.finish()
     }
+}
+
+fn children_in(old: &Old, bytes: &Bytes) -> Result<Vec<FileRoot>, Stop> {
+    let cid = old.root.cid;
+    let node = FileNode::decode(&cid, bytes).map_err(|why| ReadError::damaged(&cid, why))?;
+    if node.size() != old.root.size {
+        return Err(ReadError::damaged(&cid, Malformed::Size).into());
+    }
+    let FileNode::Interior { links, .. } = node else { return Err(Stop::Shape) };
+    let full = span(old.level - 1) * CHUNK;
+    let codec = if old.level == 1 { Codec::Raw } else { Codec::DagPb };
+    let is_ours = links.len() as u64 <= WIDTH
+        && links.iter().all(|link| Codec::of(&link.cid) == Some(codec))
+        && links.iter().rev().skip(1).all(|link| link.len == full)
+        && links.last().is_some_and(|link| (1..=full).contains(&link.len));
+    if !is_ours {
+        return Err(Stop::Shape);
+    }
+    Ok(links.iter().map(|link| FileRoot { cid: link.cid, size: link.len, tsize: link.tsize }).collect())
 }

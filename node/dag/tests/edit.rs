@@ -265,3 +265,14 @@ fn a_reader_can_start_anywhere() {
         assert!(back == bytes[start.min(bytes.len())..], "{start}");
     }
 }
+
+#[test]
+fn a_file_of_another_profile_becomes_one_of_ours_even_when_nothing_changes() {
+    for profile in Profile::ALL {
+        let blocks = MemBlocks::new();
+        let bytes = content(&[1, 2, 0], 3 * MIB + 1);
+        let root = build(profile, &bytes, &blocks);
+        let found = update_file(&blocks, &blocks, Some(&root.cid), root.size, &BTreeMap::new(), root.size);
+        assert_eq!(found.unwrap(), build(Profile::V1_2025, &bytes, &blocks), "{profile}");
+    }
+}
