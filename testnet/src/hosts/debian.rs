@@ -63,8 +63,10 @@ pub(crate) fn assemble(root: &Path) -> Result<()> {
 
 /// What belongs to no package: links of the merged /usr, choices between alternatives, how to log in.
 fn made_at_installation() -> Result<Vec<PathBuf>> {
-    let single = ["/etc/ld.so.cache", "/etc/localtime", "/etc/nsswitch.conf", "/bin", "/sbin", "/lib", "/lib64"];
-    let mut paths: Vec<PathBuf> = single.into_iter().map(PathBuf::from).filter(|path| path.symlink_metadata().is_ok()).collect();
+    let single =
+        ["/etc/ld.so.cache", "/etc/localtime", "/etc/nsswitch.conf", "/bin", "/sbin", "/lib", "/lib64"];
+    let mut paths: Vec<PathBuf> =
+        single.into_iter().map(PathBuf::from).filter(|path| path.symlink_metadata().is_ok()).collect();
     for directory in ["/etc/alternatives", "/etc/pam.d"] {
         paths.push(PathBuf::from(directory));
         for entry in fs::read_dir(directory).with_context(|| format!("read {directory}"))? {

@@ -7,6 +7,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::hosts::lab::{Held, Shared};
 use crate::hosts::needs::PATH;
@@ -203,12 +204,13 @@ impl Host {
     /// Takes its power: every process on it ends at once, without a word. Its disk stays. Nothing if it is off.
     pub fn power_off(&mut self) {
         if let Some(mut power) = self.power.take() {
-            // Ending this one ends pid 1 (--kill-child), and with it all others; they are gone when its mounts are.
-            power.unshare.end();
-            let gone = PathBuf::from(format!("/proc/{}", power.pid));
-            while gone.exists() {
-                std::thread::sleep(crate::hosts::running::POLL);
+            let pid = i32::try_from(power.pid).ok().and_then(Pid::from_raw);
+            let killed = pid.map(|pid| kill_process(pid, Signal::KILL));
+            if killed.is_none_or(|killed| killed.is_err()) {
+                eprintln!("host {}: its pid 1 could not be killed", self.number);
             }
+            // It waits for pid 1, which ends after all others.
+            power.unshare.finish();
         }
         self.dockerd = None;
     }

@@ -58,6 +58,7 @@ fn cached(name: &str, fill: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf>
     if tar.exists() {
         return Ok(tar);
     }
+    remove_older(&directory, name)?;
     let scratch =
         TempDir::with_prefix_in(format!("{name}-"), &directory).context("make a scratch directory")?;
     let root = scratch.path().join("root");
@@ -70,6 +71,20 @@ fn cached(name: &str, fill: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf>
     check(&mut archive, "archive an image")?;
     fs::rename(&unfinished, &tar).context("keep an image")?;
     Ok(tar)
+}
+
+/// Removes archives made by another recipe.
+fn remove_older(directory: &Path, name: &str) -> Result<()> {
+    for entry in fs::read_dir(directory).context("read the image directory")? {
+        let path = entry.context("read the image directory")?.path();
+        let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+        let is_older =
+            stem.rsplit_once('-').is_some_and(|(of, recipe)| of == name && recipe.parse::<u32>().is_ok());
+        if is_older && path.extension().is_some_and(|extension| extension == "tar") {
+            fs::remove_file(&path).context("remove an older image")?;
+        }
+    }
+    Ok(())
 }
 
 /// Runs a command that is to succeed.
