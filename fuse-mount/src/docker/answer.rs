@@ -20,7 +20,7 @@ pub(super) enum Answer {
     /// A status and a JSON object.
     Json(u16, Value),
     /// As `Json` with status 200, for a mount that is undone if this does not reach the socket.
-    Mounted(Value, HeldMount),
+    Mounted(Value, Box<HeldMount>),
     /// Nothing: the connection is closed.
     HangUp,
 }
@@ -32,8 +32,8 @@ impl Answer {
     }
 
     /// Failure; the engine shows the text to its user as it is.
-    pub(super) fn error(status: u16, text: String) -> Answer {
-        Answer::Json(status, messages::error(&text))
+    pub(super) fn error(status: u16, text: &str) -> Answer {
+        Answer::Json(status, messages::error(text))
     }
 
     /// The response, or `None` to hang up.
@@ -56,7 +56,7 @@ impl Answer {
 #[derive(Debug)]
 pub(super) struct AnswerBody {
     bytes: Option<Bytes>,
-    held: Option<HeldMount>,
+    held: Option<Box<HeldMount>>,
 }
 
 impl Body for AnswerBody {

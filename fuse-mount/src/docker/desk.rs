@@ -53,7 +53,7 @@ impl Desk {
             "/VolumeDriver.Remove" => self.remove(body).await,
             "/VolumeDriver.Mount" => self.mount(body, caller).await,
             "/VolumeDriver.Unmount" => self.unmount(body).await,
-            _ => Err(Answer::error(404, format!("remora is a volume driver and does not know {path:.64}"))),
+            _ => Err(Answer::error(404, &format!("remora is a volume driver and does not know {path:.64}"))),
         };
         answered.unwrap_or_else(|refused| refused)
     }
@@ -85,7 +85,7 @@ impl Desk {
         let created: Created = read(body)?;
         let name = validate(&created.name)?;
         let options = VolumeOptions::parse(created.options.unwrap_or_default())
-            .map_err(|error| Answer::error(400, error.to_string()))?;
+            .map_err(|error| Answer::error(400, &error.to_string()))?;
         let driver = Arc::clone(&self.driver);
         let busy = format!("volume {name:?} is still being created after {} s", LONG_TIMEOUT.as_secs());
         Ok(self.finish(LONG_TIMEOUT, busy, async move { driver.create(name, options).await }).await)
@@ -116,10 +116,10 @@ impl Desk {
         let outcome =
             self.run(LONG_TIMEOUT, async move { mount_checked(driver, calls, name, id, caller).await });
         Ok(match outcome.await {
-            Outcome::Done(Ok((path, held))) => Answer::Mounted(messages::mountpoint(&path), held),
-            Outcome::Done(Err(refusal)) => Answer::error(500, refusal.0),
-            Outcome::Late => Answer::error(500, busy),
-            Outcome::Lost => Answer::error(500, lost()),
+            Outcome::Done(Ok((path, held))) => Answer::Mounted(messages::mountpoint(&path), Box::new(held)),
+            Outcome::Done(Err(refusal)) => Answer::error(500, &refusal.0),
+            Outcome::Late => Answer::error(500, &busy),
+            Outcome::Lost => Answer::error(500, &lost()),
         })
     }
 
@@ -132,9 +132,9 @@ impl Desk {
     ) -> Answer {
         match self.run(limit, call).await {
             Outcome::Done(Ok(())) => Answer::ok(messages::done()),
-            Outcome::Done(Err(refusal)) => Answer::error(500, refusal.0),
-            Outcome::Late => Answer::error(500, busy),
-            Outcome::Lost => Answer::error(500, lost()),
+            Outcome::Done(Err(refusal)) => Answer::error(500, &refusal.0),
+            Outcome::Late => Answer::error(500, &busy),
+            Outcome::Lost => Answer::error(500, &lost()),
         }
     }
 
@@ -198,7 +198,7 @@ async fn check_visible(name: &str, path: PathBuf, caller: Caller) -> Result<(), 
 }
 
 fn read<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, Answer> {
-    messages::read(body).map_err(|text| Answer::error(400, text))
+    messages::read(body).map_err(|text| Answer::error(400, &text))
 }
 
 fn read_mounted(body: &[u8]) -> Result<(String, String), Answer> {
@@ -206,7 +206,7 @@ fn read_mounted(body: &[u8]) -> Result<(String, String), Answer> {
     if id.len() > ID_BYTES_MAX {
         return Err(Answer::error(
             400,
-            format!("the mount id has {} bytes, the most is {ID_BYTES_MAX}", id.len()),
+            &format!("the mount id has {} bytes, the most is {ID_BYTES_MAX}", id.len()),
         ));
     }
     Ok((validate(&name)?, id))
@@ -216,12 +216,12 @@ fn read_mounted(body: &[u8]) -> Result<(String, String), Answer> {
 fn validate(name: &str) -> Result<String, Answer> {
     match VolumeName::new(name) {
         Ok(name) => Ok(name.into_string()),
-        Err(error) => Err(Answer::error(400, error.to_string())),
+        Err(error) => Err(Answer::error(400, &error.to_string())),
     }
 }
 
 fn absent(name: &str) -> Answer {
-    Answer::error(404, format!("remora has no volume {name:?}; `remora volume ls` lists those it has"))
+    Answer::error(404, &format!("remora has no volume {name:?}; `remora volume ls` lists those it has"))
 }
 
 fn lost() -> String {

@@ -179,10 +179,8 @@ async fn answer_request(
         Err(_) => return Err(Unanswered("the body did not come")),
     };
     let answer = match body {
-        _ if head.method != Method::POST => {
-            Answer::error(405, "the volume plugin protocol knows POST alone".to_owned())
-        }
-        None => Answer::error(413, format!("the request is longer than {BODY_BYTES_MAX} bytes")),
+        _ if head.method != Method::POST => Answer::error(405, "the volume plugin protocol knows POST alone"),
+        None => Answer::error(413, &format!("the request is longer than {BODY_BYTES_MAX} bytes")),
         Some(body) => desk.answer(head.uri.path(), &body, caller).await,
     };
     tracing::debug!(path = head.uri.path(), ?answer, "plugin request");

@@ -99,7 +99,7 @@ fn device_in<'t>(table: &'t [u8], mountpoint: &Path) -> Option<&'t [u8]> {
         .filter_map(fields_of)
         .filter(|(_, at)| unescaped(at) == wanted)
         .map(|(device, _)| device)
-        .last()
+        .next_back()
 }
 
 /// Undoes the kernel's `\ooo` escapes of blank, tab, newline, backslash and `#`.
