@@ -133,7 +133,7 @@ pub enum KeeperEffect {
 #[derive(Debug, Clone)]
 enum Step {
     Stopping { then: Box<KeeperEvent> },
-    Forking { request: RequestId },
+    Forking { request: RequestId, then: Box<KeeperEvent> },
     Installing { then: Box<KeeperEvent> },
 }
 
@@ -284,10 +284,10 @@ impl Keeper {
                 }
             }
             KeeperEvent::SuffixMoved { tip } => {
-                if let Some(Step::Forking { request }) = self.step.take() {
+                if let Some(Step::Forking { then, .. }) = self.step.take() {
                     self.chain.cut_to(tip);
                     self.durable = tip;
-                    effects.push(self.aligned(request));
+                    self.on_request(now, *then, effects);
                 }
             }
             KeeperEvent::CheckpointInstalled => {
@@ -340,7 +340,7 @@ impl Keeper {
         let acks: Vec<RequestId> = self.waiting_acks.drain(..).map(|(_, request)| request).collect();
         effects.extend(acks.into_iter().map(|request| self.nack(request, NackReason::Damaged)));
         match self.step.take() {
-            Some(Step::Forking { request }) => effects.push(self.nack(request, NackReason::Damaged)),
+            Some(Step::Forking { request, .. }) => effects.push(self.nack(request, NackReason::Damaged)),
             Some(Step::Stopping { then } | Step::Installing { then }) => self.deferred.push_front(*then),
             None => {}
         }

@@ -43,7 +43,8 @@ pub struct Promise {
     pub config: Option<Config>,
     /// The configuration that the START of `hold` brings: it counts once the log has a commit of that term.
     pub next: Option<Config>,
-    /// The newest tree that stands for the beginning of the chain, if commits were dropped.
+    /// The newest tree that stands for the beginning of the chain, if commits were dropped. It is written before the log
+    /// is begun anew: if the log on disk ends before it after a crash, the log begins anew there.
     pub checkpoint: Option<Checkpoint>,
 }
 

@@ -26,7 +26,9 @@ impl Acquire {
 
     /// Asks every voter that was not asked in this round.
     pub(super) fn ask(&mut self, effects: &mut Vec<AcquireEffect>) {
-        for to in self.config.voters() {
+        // A writer may be no keeper while a change of keepers is unsettled; its log may count all the same.
+        let writer = self.last_hold().filter(|hold| hold.released.is_none()).map(|hold| hold.peer);
+        for to in self.config.voters().into_iter().chain(writer) {
             if self.asked.insert(to) {
                 let prepare = Prepare { term: self.term, evidence: self.evidence };
                 effects.push(AcquireEffect::Send { to, message: Message::Prepare(prepare) });
@@ -105,7 +107,8 @@ impl Acquire {
     }
 
     /// Where fsync waits for one disk only, the chain that goes on has to reach what the last writer had: its last word
-    /// if it released, else its own log and the chain that it was elected to go on with.
+    /// if it released, else the chain that it was elected to go on with, and its own log if it ever served: then its
+    /// START is on a majority, and so on the best chain.
     fn reaches_last_writer(&self, best: &Tip) -> bool {
         if self.config.weakest_durability() == Durability::Quorum {
             return true;
@@ -114,7 +117,10 @@ impl Acquire {
         match (hold.released, self.evidence) {
             (_, Some(Evidence::Fenced { term, .. })) if term >= hold.term => true,
             (Some(tip), _) => best.rank() >= tip.rank(),
-            (None, _) => best.rank() >= hold.base.rank() && self.promises.contains_key(&hold.peer),
+            (None, _) => {
+                let is_heard = best.term < hold.term || self.promises.contains_key(&hold.peer);
+                best.rank() >= hold.base.rank() && is_heard
+            }
         }
     }
 

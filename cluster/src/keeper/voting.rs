@@ -143,15 +143,15 @@ impl Keeper {
             effects.push(self.nack(request, NackReason::Damaged));
             return;
         }
+        if let Some(after_seq) = parted_after {
+            // The cut comes first: who is on record as told of an election has a log on its chain, whenever it crashes.
+            let again = KeeperEvent::Request { from, request, message: Message::Elected(Box::new(elected)) };
+            self.step = Some(Step::Forking { request, then: Box::new(again) });
+            effects.push(KeeperEffect::MoveSuffixToFork { after_seq });
+            return;
+        }
         self.note_elected(now, from, elected);
-        let next = match parted_after {
-            Some(after_seq) => {
-                self.step = Some(Step::Forking { request });
-                KeeperEffect::MoveSuffixToFork { after_seq }
-            }
-            None => self.aligned(request),
-        };
-        effects.push(self.persist(vec![next]));
+        effects.push(self.persist(vec![self.aligned(request)]));
     }
 
     fn note_elected(&mut self, now: Millis, from: PeerId, elected: Elected) {

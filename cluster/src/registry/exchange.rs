@@ -9,13 +9,16 @@
 //!
 //! What always holds: a span (author, after, to) is sent with every kept entry of that author in it, so the receiver may
 //! move its vector to `to`; a span is used only if it joins what the receiver has. When vectors are equal and digests
-//! are not (a host lost its disk and began to count anew), everything is sent.
+//! are not (a host lost its disk and began to count anew, or gossip brought news out of order), everything is sent, in
+//! the order of keys.
+
+use std::ops::Bound;
 
 use serde::{Deserialize, Serialize};
 
 use crate::bounded::{DecodeError, decode_versioned, encode_versioned, list, map};
 use crate::identity::PeerId;
-use crate::registry::entry::{Entry, EntryError};
+use crate::registry::entry::{Entry, EntryError, Key};
 use crate::registry::{Outcome, Registry, RegistryDigest, Vector};
 
 const VERSION: u8 = 1;
@@ -38,6 +41,8 @@ pub struct Hello {
     pub vector: Vector,
     /// Over everything.
     pub digest: RegistryDigest,
+    /// If everything is being sent: the last key that came.
+    pub resume: Option<Key>,
 }
 
 /// A run of one author's sequence numbers that a [`Deltas`] covers.
@@ -60,7 +65,7 @@ pub struct Deltas {
     /// Every kept entry of the spans.
     #[serde(deserialize_with = "list::<_, _, ENTRIES_MAX>")]
     pub entries: Vec<Entry>,
-    /// Whether there is more: merge, then say hello again.
+    /// Whether there is more: merge, then say [`Merged::next`].
     pub more: bool,
     /// How much the sender has, so that it can be sent what it lacks.
     pub hello: Option<Hello>,
@@ -103,19 +108,22 @@ pub struct Merged {
     pub refused: Vec<EntryError>,
     /// Whether [`Registry::vector`] moved.
     pub is_vector_moved: bool,
+    /// What to say to the sender to get the rest, if there is more.
+    pub next: Option<Hello>,
 }
 
 impl Registry {
     /// How much is here.
     pub fn hello(&self) -> Hello {
-        Hello { vector: self.vector.clone(), digest: self.digest }
+        Hello { vector: self.vector.clone(), digest: self.digest, resume: None }
     }
 
     /// What the host that said `hello` lacks, at most about `bytes_max` bytes (at least one entry); None if nothing.
     pub fn deltas_for(&self, hello: &Hello, bytes_max: usize) -> Option<Deltas> {
-        let diverged = hello.vector == self.vector && hello.digest != self.digest;
-        let nothing = Vector::new();
-        let theirs = if diverged { &nothing } else { &hello.vector };
+        if hello.vector == self.vector && hello.digest != self.digest {
+            return self.everything_after(hello.resume.as_ref(), bytes_max);
+        }
+        let theirs = &hello.vector;
         let mut deltas = Deltas { spans: Vec::new(), entries: Vec::new(), more: false, hello: None };
         let mut room = bytes_max.saturating_sub(MESSAGE_OVERHEAD_BYTES);
         for (author, to) in &self.vector {
@@ -132,6 +140,23 @@ impl Registry {
             }
         }
         (!deltas.spans.is_empty()).then_some(deltas)
+    }
+
+    /// The entries after a key, in the order of keys, without spans.
+    fn everything_after(&self, resume: Option<&Key>, bytes_max: usize) -> Option<Deltas> {
+        let start = resume.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut room = bytes_max.saturating_sub(MESSAGE_OVERHEAD_BYTES);
+        let mut deltas = Deltas { spans: Vec::new(), entries: Vec::new(), more: false, hello: None };
+        for entry in self.entries.range((start, Bound::Unbounded)).map(|(_, entry)| entry) {
+            let bytes = entry.encode().len();
+            if (bytes > room && !deltas.entries.is_empty()) || deltas.entries.len() == ENTRIES_MAX {
+                deltas.more = true;
+                break;
+            }
+            room = room.saturating_sub(bytes);
+            deltas.entries.push(entry.clone());
+        }
+        (!deltas.entries.is_empty()).then_some(deltas)
     }
 
     /// Adds the entries of `wanted` while there is room; the part that is covered.
@@ -156,6 +181,7 @@ impl Registry {
     pub fn merge_deltas(&mut self, deltas: Deltas, now_unix_ms: u64) -> Merged {
         let before = self.vector.clone();
         let mut merged = Merged::default();
+        let resume = deltas.entries.last().map(|entry| entry.key.clone()).filter(|_| deltas.spans.is_empty());
         let mut spans = deltas.spans;
         for entry in deltas.entries {
             let (author, sequence) = (entry.author, entry.sequence);
@@ -173,6 +199,9 @@ impl Registry {
             }
         }
         merged.is_vector_moved = before != self.vector;
+        // Without progress of either kind, asking again would bring the same again.
+        let has_progress = resume.is_some() || merged.is_vector_moved;
+        merged.next = (deltas.more && has_progress).then(|| Hello { resume, ..self.hello() });
         merged
     }
 
