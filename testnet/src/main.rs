@@ -1,2 +1,68 @@
-//! The remora test network.
-fn main() {}
+//! `remora-testnet`: the commands that prove Remora on this machine.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use remora_testnet::{demo, ledger, posix, restart, sizes};
+
+/// Proves Remora on this machine: hosts, faults, simulation, benchmarks, the demo.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// The main job: a volume is filled, handed to another node, compared; a daemon is killed, nothing is lost
+    Demo,
+    /// kill -9 of the daemon under a writer that fsyncs numbered records
+    Restart {
+        #[arg(long, default_value_t = 20)]
+        rounds: u32,
+    },
+    /// The time of a hand-off for volumes of these sizes
+    Sizes {
+        /// Mebibytes, smallest first
+        #[arg(long, value_delimiter = ',', default_values_t = [10u64, 1024, 8192])]
+        mib: Vec<u64>,
+        #[arg(long, default_value_t = 5)]
+        rounds: u32,
+    },
+    /// pjdfstest 0.2.2 on a mounted volume
+    Posix {
+        /// Fail when more than this many cases fail
+        #[arg(long, default_value_t = 0)]
+        allow: u32,
+    },
+    /// (for rigs) Append and fsync numbered records, printing each acknowledged number
+    #[command(hide = true)]
+    WriteRecords { path: PathBuf, first: u64 },
+}
+
+fn main() -> ExitCode {
+    let mut args = std::env::args_os();
+    // The program under test is this program: see `exe`.
+    if args.nth(1).is_some_and(|word| word == "remora") {
+        return remora::cli::main(std::env::args_os().skip(1));
+    }
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("remora-testnet: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Demo => demo::run(),
+        Command::Restart { rounds } => restart::run(rounds).map(drop),
+        Command::Sizes { mib, rounds } => sizes::run(&mib, rounds),
+        Command::Posix { allow } => posix::run(allow),
+        Command::WriteRecords { path, first } => ledger::write_records(&path, first),
+    }
+}

@@ -1,2 +1,5 @@
-//! The remora command.
-fn main() {}
+//! The `remora` command.
+
+fn main() -> std::process::ExitCode {
+    remora::cli::main(std::env::args_os())
+}

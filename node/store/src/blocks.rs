@@ -310,6 +310,15 @@ impl Blocks {
         self.shared.group.failed()
     }
 
+    /// Makes everything durable and marks the index as complete, for a store that others still hold. Nothing may be put
+    /// afterwards until the store is opened again: the mark would not tell of it.
+    ///
+    /// # Errors
+    /// As [`Blocks::close`].
+    pub fn mark_clean(&self) -> Result<(), BlocksError> {
+        self.shared.checkpoint(true)
+    }
+
     /// Stops the background thread, makes everything durable and marks the index as complete, so that the next open is quick.
     ///
     /// # Errors

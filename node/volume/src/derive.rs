@@ -20,6 +20,7 @@ use bytes::Bytes;
 use cid::Cid;
 use remora_dag::block::{BlockSink, BlockSource, SinkError, SourceError};
 use remora_dag::errors::{ReadError, WriteError};
+use remora_dag::posix::Row;
 use remora_vfs::attr::{Ino, Kind, ROOT_INO};
 use thiserror::Error;
 
@@ -38,8 +39,8 @@ pub struct Derived {
     pub tree: Tree,
     /// Its CID.
     pub tree_cid: Cid,
-    /// The inodes whose content or row is not what it was, sorted by number.
-    pub changed: Vec<(Ino, Changed)>,
+    /// The inodes whose content or row is not what it was, sorted by number, unique.
+    pub changed: Arc<[(Ino, Changed)]>,
 }
 
 /// Where the data inside operations comes from.
@@ -155,7 +156,7 @@ pub fn derive(
 }
 
 /// The row of an inode; its xattr block, if it has one, is put.
-fn put_row(inode: &Inode, io: Io<'_>) -> Result<remora_dag::posix::Row, DeriveError> {
+fn put_row(inode: &Inode, io: Io<'_>) -> Result<Row, DeriveError> {
     let (row, block) = inode.to_row();
     if let Some(block) = block {
         io.sink.put(block)?;
@@ -182,16 +183,16 @@ fn changed(
     state: &State,
     contents: &Contents,
     dirs: &Directories,
-) -> Result<Vec<(Ino, Changed)>, DeriveError> {
+) -> Result<Arc<[(Ino, Changed)]>, DeriveError> {
     let mut changed = Vec::new();
     for inode in state.dirty() {
         let base = content_of(inode, contents, dirs)?;
         changed.push((inode.attr.ino, Changed { base, data: inode.data }));
     }
-    for (ino, base) in dirs.clean() {
+    for (ino, base) in dirs.written() {
         changed.push((ino, Changed { base, data: base.size }));
     }
     changed.sort_unstable_by_key(|(ino, _)| *ino);
     changed.dedup_by_key(|(ino, _)| *ino);
-    Ok(changed)
+    Ok(changed.into())
 }

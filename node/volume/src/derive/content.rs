@@ -7,7 +7,7 @@ use cid::Cid;
 use remora_dag::block::{Block, Codec};
 use remora_dag::edit::update_file;
 use remora_dag::errors::{Malformed, ReadError};
-use remora_dag::file::{Leaf, locate};
+use remora_dag::file::{Leaf, Located, locate};
 use remora_dag::read::{BlockNodes, file_size, read};
 use remora_dag::unixfs::symlink_block;
 use remora_dag::zero::zero_leaf;
@@ -153,7 +153,7 @@ impl Fresh<'_> {
             Some(ExtentSource::File { cid, offset }) => {
                 let size = file_size(self.io.source, cid)?;
                 let leaf = locate(&BlockNodes::new(self.io.source), cid, size, *offset)?;
-                let is_whole = |leaf: &remora_dag::file::Located| {
+                let is_whole = |leaf: &Located| {
                     leaf.start == *offset && leaf.len == CHUNK_BYTES && Codec::of(&leaf.cid) == Some(Codec::Raw)
                 };
                 Ok(leaf.filter(is_whole).map(|leaf| leaf.cid))

@@ -56,8 +56,8 @@ impl Directories {
         self.written.get(&ino).copied()
     }
 
-    /// The directories that were written only because of what is below them and that the state does not hold as dirty.
-    pub(crate) fn clean(&self) -> impl Iterator<Item = (Ino, Base)> {
+    /// All directories that were written, with their new content.
+    pub(crate) fn written(&self) -> impl Iterator<Item = (Ino, Base)> {
         self.written.iter().map(|(ino, base)| (*ino, *base))
     }
 

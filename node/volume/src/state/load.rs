@@ -46,7 +46,9 @@ impl State {
 
     /// Sees to it that an inode is in the table.
     pub(super) fn ensure(&mut self, ino: Ino) -> Result<(), Stop> {
-        if self.table.contains_key(&ino) {
+        if let Some(inode) = self.table.get_mut(&ino) {
+            // What one operation needs together must not be evicted while the rest of it is loaded.
+            inode.is_used = true;
             return Ok(());
         }
         self.trim();

@@ -9,10 +9,11 @@
 //! What always holds while it goes on: an inode in the table is either still over the old base with all its changes, or
 //! over the new one with those after `s`; both read the same.
 
+use std::sync::Arc;
+
 use remora_vfs::attr::Ino;
 
 use crate::derive::Derived;
-use crate::fasthash::FastMap;
 use crate::inode::{Base, Body};
 use crate::state::State;
 use crate::stop::Stop;
@@ -21,9 +22,10 @@ use crate::stop::Stop;
 #[derive(Debug)]
 pub(crate) struct Rebase {
     upto: u64,
-    changed: FastMap<Ino, Changed>,
-    /// What is still to be done, in reverse order.
-    todo: Vec<Ino>,
+    /// Sorted by inode number.
+    changed: Arc<[(Ino, Changed)]>,
+    /// How many of them are done.
+    n_done: usize,
 }
 
 /// The content of an inode in the new base.
@@ -38,7 +40,8 @@ pub struct Changed {
 impl Rebase {
     /// The new content of an inode, if it has one.
     pub(crate) fn base_of(&self, ino: Ino) -> Option<Base> {
-        self.changed.get(&ino).map(|changed| changed.base)
+        let at = self.changed.binary_search_by_key(&ino, |(ino, _)| *ino).ok()?;
+        self.changed.get(at).map(|(_, changed)| changed.base)
     }
 }
 
@@ -81,22 +84,20 @@ impl State {
             self.n_orphan_pages = self.tree.orphans.len();
             self.rebase = Some(Rebase {
                 upto,
-                changed: derived.changed.iter().copied().collect(),
-                todo: derived.changed.iter().rev().map(|(ino, _)| *ino).collect(),
+                changed: Arc::clone(&derived.changed),
+                n_done: 0,
             });
         }
         for _ in 0..max_items {
             let Some(rebase) = &mut self.rebase else { return Ok(true) };
-            let Some(ino) = rebase.todo.pop() else {
+            let Some((ino, changed)) = rebase.changed.get(rebase.n_done).copied() else {
                 self.frozen = 0;
                 self.rebase = None;
                 self.gone.retain(|_, seq| *seq > upto);
                 return Ok(true);
             };
-            let changed = rebase.changed.get(&ino).copied();
-            if let Some(changed) = changed {
-                self.rebase_one(ino, &changed, upto);
-            }
+            rebase.n_done += 1;
+            self.rebase_one(ino, &changed, upto);
         }
         Ok(false)
     }

@@ -1,0 +1,216 @@
+//! Which volumes are kept on this host, and who on the network is asked for what.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use cid::Cid;
+use parking_lot::Mutex;
+use remora_cluster::config::Config;
+use remora_cluster::identity::{PeerId, VolumeId};
+use remora_cluster::message::{Envelope, Message};
+use remora_cluster::promise::Promise;
+use remora_cluster::volume_record::VolumeRecord;
+use remora_dag::block::BlockSink;
+use remora_net::exchange::Providers;
+use remora_net::protocol::Protocol;
+use remora_store::layout::{DataDir as StoreDir, parse_volume_name};
+use remora_vfs::attr::Timestamp;
+use remora_volume::commit::digest_in;
+use remora_volume::journal::blocks::BlockStore;
+use remora_volume::volume::options::Base;
+
+use crate::content::add::chain;
+use crate::content::blocks::NodeBlocks;
+use crate::exit::{Code, Context, Failure};
+use crate::keepers::kept::Kept;
+use crate::members::membership::Membership;
+use crate::paths::DataDir;
+
+/// How long a keeper has for one answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Volumes a host keeps at most; more are refused, so that no member can fill this host with empty logs.
+const KEPT_MAX: usize = 4096;
+
+/// The keepers of this host.
+pub(crate) struct Keepers {
+    store: StoreDir,
+    members: Arc<Membership>,
+    blocks: Arc<NodeBlocks>,
+    kept: Mutex<BTreeMap<VolumeId, Arc<Kept>>>,
+    runtime: tokio::runtime::Handle,
+}
+
+impl Keepers {
+    /// Opens every volume that is on this disk. Must be called on a tokio runtime.
+    pub(crate) fn open(
+        data: &DataDir,
+        members: Arc<Membership>,
+        blocks: Arc<NodeBlocks>,
+    ) -> Result<Arc<Self>, Failure> {
+        let keepers = Arc::new(Keepers {
+            store: data.store(),
+            members,
+            blocks,
+            kept: Mutex::new(BTreeMap::new()),
+            runtime: tokio::runtime::Handle::current(),
+        });
+        let dir = keepers.store.volumes();
+        let names = match std::fs::read_dir(&dir) {
+            Ok(names) => names,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(keepers),
+            Err(e) => return Err(Failure::failed(format!("list {}: {e}", dir.display()))),
+        };
+        for entry in names {
+            let name = entry.doing("list the volumes")?.file_name();
+            if let Some(id) = name.to_str().and_then(parse_volume_name) {
+                let id = VolumeId(id);
+                // One volume that cannot be opened must not keep the others from their users.
+                if let Err(failure) = keepers.kept_or(id, &Promise::blank(id)) {
+                    tracing::error!(volume = %id, error = %failure, "a volume cannot be opened");
+                }
+            }
+        }
+        Ok(keepers)
+    }
+
+    pub(crate) fn members(&self) -> &Arc<Membership> {
+        &self.members
+    }
+
+    pub(crate) fn blocks(&self) -> &Arc<NodeBlocks> {
+        &self.blocks
+    }
+
+    pub(crate) fn store(&self) -> &StoreDir {
+        &self.store
+    }
+
+    pub(crate) fn runtime(&self) -> &tokio::runtime::Handle {
+        &self.runtime
+    }
+
+    /// The keeper of a volume, if this host has anything of it.
+    pub(crate) fn get(&self, id: &VolumeId) -> Option<Arc<Kept>> {
+        self.kept.lock().get(id).cloned()
+    }
+
+    /// The keeper of a volume, made with `first` on disk if there is none.
+    pub(crate) fn kept_or(&self, id: VolumeId, first: &Promise) -> Result<Arc<Kept>, Failure> {
+        let mut kept = self.kept.lock();
+        if let Some(kept) = kept.get(&id) {
+            return Ok(Arc::clone(kept));
+        }
+        if kept.len() >= KEPT_MAX {
+            return Err(Failure::failed(format!("this host keeps {KEPT_MAX} volumes already")));
+        }
+        let opened = Kept::open(id, self.members.me(), self.store.volume(&id.0), first)?;
+        kept.insert(id, Arc::clone(&opened));
+        Ok(opened)
+    }
+
+    /// Makes this host the first keeper of a new volume; durable on return.
+    pub(crate) fn found(&self, record: &VolumeRecord) -> Result<(), Failure> {
+        self.first_tree(record)?;
+        let config = Config::at_creation(record.keepers.clone(), record.durability);
+        self.kept_or(record.id, &Promise::at_creation(record.id, config)).map(drop)
+    }
+
+    /// The tree a volume begins with; the same on every host, and on this host's disk when it returns.
+    pub(crate) fn first_tree(&self, record: &VolumeRecord) -> Result<Base, Failure> {
+        let time = Timestamp::from_parts(
+            i64::try_from(record.created_unix_ms / 1000).unwrap_or(0),
+            u32::try_from(record.created_unix_ms % 1000).unwrap_or(0) * 1_000_000,
+        );
+        let mode = u16::try_from(record.root_mode & 0o7777).unwrap_or(0o755);
+        let (_, blocks) = remora_volume::tree::genesis(record.root_uid, record.root_gid, mode, time)
+            .map_err(|e| Failure::failed(chain(&e)))?;
+        let tree = blocks.last().map(|b| *b.cid()).ok_or_else(|| Failure::failed("a first tree without blocks"))?;
+        for block in blocks {
+            self.blocks.put(block).map_err(|e| Failure::failed(chain(&e)))?;
+        }
+        self.blocks.sync().doing("make the first tree durable")?;
+        let digest = digest_in(&tree).ok_or_else(|| Failure::failed("a first tree without a digest"))?;
+        Ok(Base { tree, seq: 0, term: 0, digest })
+    }
+
+    /// Answers a peer's message about a volume.
+    pub(crate) fn answer(&self, from: PeerId, request: &Bytes) -> Result<Vec<u8>, String> {
+        let envelope = Envelope::decode(request).map_err(|e| chain(&e))?;
+        let id = envelope.volume;
+        let kept = match &envelope.message {
+            // An election may make this host a keeper; a candidate may ask one that is none.
+            Message::Prepare(_) | Message::Elected(_) => {
+                Some(self.kept_or(id, &Promise::blank(id)).map_err(|e| e.text)?)
+            }
+            _ => self.get(&id),
+        };
+        let message = kept.map_or(Message::NotHere, |kept| kept.ask(from, envelope.message));
+        Ok(Envelope { volume: id, message }.encode())
+    }
+
+    /// Asks a keeper, this host's own included; `None` if it does not answer. Blocks.
+    pub(crate) fn ask(&self, id: VolumeId, to: PeerId, message: Message) -> Option<Message> {
+        if to == self.members.me() {
+            return self.get(&id).map(|kept| kept.ask(to, message));
+        }
+        self.runtime.block_on(self.ask_peer(id, to, message))
+    }
+
+    /// Asks a keeper on another host.
+    pub(crate) async fn ask_peer(&self, id: VolumeId, to: PeerId, message: Message) -> Option<Message> {
+        let net = self.members.net()?;
+        let request = Envelope { volume: id, message }.encode().into();
+        let answer = match net.request(&to, Protocol::Keeper, request, ANSWER_TIMEOUT).await {
+            Ok(answer) => answer,
+            Err(e) => {
+                tracing::debug!(volume = %id, host = %self.members.name_of(&to), error = %chain(&e), "no answer");
+                return None;
+            }
+        };
+        match Envelope::decode(&answer) {
+            Ok(envelope) if envelope.volume == id => Some(envelope.message),
+            Ok(_) => None,
+            Err(e) => {
+                tracing::warn!(volume = %id, from = %to, error = %chain(&e), "an answer that cannot be read");
+                None
+            }
+        }
+    }
+
+    /// Whom to ask for a block: members that are connected, those first that keep a volume together with this host.
+    pub(crate) fn providers(self: &Arc<Self>) -> Providers {
+        let keepers = Arc::clone(self);
+        Arc::new(move |_cid: &Cid| {
+            let Some(net) = keepers.members.net() else { return Vec::new() };
+            let mut first: Vec<PeerId> = Vec::new();
+            for kept in keepers.kept.lock().values() {
+                // Never waits: a keeper that is busy is left out of the order, not out of the list.
+                first.extend(kept.partners());
+            }
+            let mut peers: Vec<PeerId> = net.connected().into_iter().map(|c| c.peer).collect();
+            peers.sort_by_key(|peer| !first.contains(peer));
+            peers
+        })
+    }
+
+    /// A member can be reached again.
+    pub(crate) fn on_connected(&self, peer: PeerId) {
+        tracing::trace!(%peer, "keepers know");
+    }
+}
+
+/// Says who holds a volume, for the one who wanted it.
+pub(crate) fn held(members: &Membership, name: &str, hold: &remora_cluster::promise::Hold) -> Failure {
+    let host = members.name_of(&hold.peer);
+    let since = crate::members::now::rfc3339(hold.since_unix_ms);
+    Failure::new(
+        Code::Conflict,
+        format!(
+            "volume {name} is in use on host {host} since {since}: stop its containers there, or type \
+             `remora volume unmount DIR` on {host}, then try again"
+        ),
+    )
+}

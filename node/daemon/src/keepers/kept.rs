@@ -1,0 +1,374 @@
+//! One keeper on this host: its promise and log on disk, and the machine that decides.
+//!
+//! What always holds: the machine's effects are done in order under one lock, a promise is on disk before what follows it,
+//! and the answer to a request leaves only when the machine gave it. Fetching and decoding happen before the lock is
+//! taken.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use remora_cluster::identity::{PeerId, VolumeId};
+use remora_cluster::keeper::{Keeper, KeeperEffect, KeeperEvent, RequestId};
+use remora_cluster::lease::{LeaseTimes, Millis};
+use remora_cluster::message::{Append, COMMIT_BYTES_MAX, COMMITS_MAX, LogChunk, Message};
+use remora_cluster::promise::Promise;
+use remora_cluster::tip::{Chain, Checkpoint, CommitHeader, Term, Tip};
+use remora_dag::block::Codec;
+use remora_store::ctl::Slots;
+use remora_store::disk::RealDisk;
+use remora_store::file_header::FileKind;
+use remora_store::frame::{FrameKind, FrameMeta};
+use remora_store::layout::VolumeDir;
+use remora_store::log::{Log, LogError, LogOptions, Recovery};
+use remora_volume::commit::Commit;
+use remora_volume::volume::Volume;
+use serde::{Deserialize, Serialize};
+
+use crate::content::add::chain as cause;
+use crate::exit::{Code, Failure};
+use crate::keepers::chain::{ChainBuilder, checkpoint_in, commits_after, header_of, tip_at};
+use crate::members::now::boot_ms;
+
+/// How long the machine may keep a request waiting for the disk.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What is in a volume's ctl file.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Ctl {
+    /// The encoded [`Promise`].
+    promise: Vec<u8>,
+    /// The highest term this host used as a candidate; written before it is used.
+    used_term: u64,
+}
+
+/// One keeper.
+pub(crate) struct Kept {
+    id: VolumeId,
+    me: PeerId,
+    dir: VolumeDir,
+    log: Arc<Log>,
+    slots: Slots<Ctl>,
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    machine: Keeper,
+    next_request: u64,
+    waiting: BTreeMap<RequestId, SyncSender<Message>>,
+    /// Commits of Appends whose `AppendLog` may still come.
+    commits: BTreeMap<RequestId, Vec<Commit>>,
+    /// The writer on this host, while it runs.
+    local: Option<Arc<Volume>>,
+}
+
+impl Kept {
+    /// Opens what is on disk, or begins with `first` if nothing is.
+    pub(crate) fn open(id: VolumeId, me: PeerId, dir: VolumeDir, first: &Promise) -> Result<Arc<Kept>, Failure> {
+        let first = Ctl { promise: first.encode(), used_term: 0 };
+        let slots = Slots::open_or_create(&RealDisk, &dir.ctl(), || first)
+            .map_err(|e| damaged(&id, "read the promise", &e))?;
+        let promise = Promise::decode(&slots.get().promise).map_err(|e| damaged(&id, "read the promise", &e))?;
+        let mut chain = ChainBuilder::default();
+        let options = LogOptions::new(FileKind::VolumeLog, id.0);
+        let (log, recovery) = Log::open(Arc::new(RealDisk), &dir.log(), options, &mut |view| {
+            chain.take(&view).map_err(Into::into)
+        })
+        .map_err(|e| damaged(&id, "open the log", &e))?;
+        let is_damaged = matches!(recovery, Recovery::Damaged { .. });
+        if is_damaged {
+            tracing::error!(volume = %id, ?recovery, "the log is damaged: this keeper does not vote");
+        }
+        let base = promise.checkpoint.map(|c| c.tip).unwrap_or_default();
+        let now = Millis(boot_ms());
+        let machine = Keeper::new(me, promise, chain.finish(base), is_damaged, LeaseTimes::default(), now);
+        let inner = Inner {
+            machine,
+            next_request: 1,
+            waiting: BTreeMap::new(),
+            commits: BTreeMap::new(),
+            local: None,
+        };
+        Ok(Arc::new(Kept { id, me, dir, log: Arc::new(log), slots, inner: Mutex::new(inner) }))
+    }
+
+    pub(crate) fn id(&self) -> VolumeId {
+        self.id
+    }
+
+    pub(crate) fn log(&self) -> &Arc<Log> {
+        &self.log
+    }
+
+    /// What is promised, as on disk.
+    pub(crate) fn promise(&self) -> Promise {
+        self.inner.lock().machine.record().clone()
+    }
+
+    /// The log's chain.
+    pub(crate) fn chain(&self) -> Chain {
+        self.inner.lock().machine.chain().clone()
+    }
+
+    /// The configuration that counts here, if this host is a keeper.
+    pub(crate) fn config(&self) -> Option<remora_cluster::config::Config> {
+        self.inner.lock().machine.config().cloned()
+    }
+
+    /// The highest term this host used or promised.
+    pub(crate) fn floor(&self) -> Term {
+        Term(self.slots.get().used_term).max(self.inner.lock().machine.record().term)
+    }
+
+    /// Notes that a term is used; durable on return.
+    pub(crate) fn use_term(&self, term: Term) -> Result<(), Failure> {
+        let _inner = self.inner.lock();
+        let ctl = Ctl { used_term: term.0.max(self.slots.get().used_term), ..self.slots.get() };
+        self.slots.put(&ctl).map_err(|e| damaged(&self.id, "write the term", &e))
+    }
+
+    /// The writer on this host begins; its commits are the keeper's from now on.
+    pub(crate) fn attach(&self, volume: Arc<Volume>) {
+        self.inner.lock().local = Some(volume);
+    }
+
+    /// The writer on this host has ended.
+    pub(crate) fn detach(&self) {
+        let mut inner = self.inner.lock();
+        self.note_local(&mut inner);
+        inner.local = None;
+    }
+
+    /// The writer on this host.
+    pub(crate) fn local(&self) -> Option<Arc<Volume>> {
+        self.inner.lock().local.clone()
+    }
+
+    /// The tree to begin with for a host whose log ends before what this one keeps.
+    pub(crate) fn checkpoint(&self) -> Option<Checkpoint> {
+        checkpoint_in(&self.log).or_else(|| self.promise().checkpoint)
+    }
+
+    /// Handles a message and answers it. Blocks until the machine and the disk have decided.
+    pub(crate) fn ask(&self, from: PeerId, message: Message) -> Message {
+        match message {
+            Message::FetchLog { after, bytes_max } => self.fetch(after, bytes_max),
+            Message::Append(append) => match decode_all(&append, &self.id) {
+                Ok(commits) => self.append(from, append, commits),
+                Err(why) => {
+                    tracing::warn!(volume = %self.id, %from, why, "commits that cannot be read are refused");
+                    Message::NotHere
+                }
+            },
+            other => self.submit(|request| KeeperEvent::Request { from, request, message: other }, None),
+        }
+    }
+
+    fn append(&self, from: PeerId, append: Append, commits: Vec<Commit>) -> Message {
+        let headers: Vec<CommitHeader> = commits.iter().map(header_of).collect();
+        let Append { term, checkpoint, commit_seq, .. } = append;
+        self.submit(
+            |request| KeeperEvent::Append { from, request, term, checkpoint, headers, commit_seq },
+            Some(commits),
+        )
+    }
+
+    fn submit(&self, event: impl FnOnce(RequestId) -> KeeperEvent, commits: Option<Vec<Commit>>) -> Message {
+        let (sender, answer): (_, Receiver<Message>) = sync_channel(1);
+        let request = {
+            let mut inner = self.inner.lock();
+            self.note_local(&mut inner);
+            let request = RequestId(inner.next_request);
+            inner.next_request += 1;
+            inner.waiting.insert(request, sender);
+            if let Some(commits) = commits {
+                inner.commits.insert(request, commits);
+            }
+            self.drive(&mut inner, event(request));
+            request
+        };
+        // Without an answer at once the request waits behind another one, whose thread will answer it.
+        let message = answer.recv_timeout(ANSWER_TIMEOUT).unwrap_or(Message::NotHere);
+        let mut inner = self.inner.lock();
+        inner.waiting.remove(&request);
+        inner.commits.remove(&request);
+        message
+    }
+
+    /// Tells the machine how far the writer on this host has come.
+    fn note_local(&self, inner: &mut Inner) {
+        let Some(volume) = &inner.local else { return };
+        let synced = volume.status().synced_seq;
+        if synced > inner.machine.durable_tip().seq
+            && let Some(tip) = tip_at(&self.log, synced)
+        {
+            self.drive(inner, KeeperEvent::LocalDurable { tip });
+        }
+    }
+
+    fn drive(&self, inner: &mut Inner, event: KeeperEvent) {
+        let mut events = vec![event];
+        while let Some(event) = events.pop() {
+            let effects = inner.machine.on(Millis(boot_ms()), event);
+            self.apply(inner, effects, &mut events);
+        }
+    }
+
+    fn apply(&self, inner: &mut Inner, effects: Vec<KeeperEffect>, events: &mut Vec<KeeperEvent>) {
+        for effect in effects {
+            match effect {
+                KeeperEffect::Persist { record, then } => match self.persist(&record) {
+                    Ok(()) => self.apply(inner, then, events),
+                    Err(e) => {
+                        tracing::error!(volume = %self.id, error = %e, "the promise cannot be written");
+                        events.insert(0, KeeperEvent::LogDamaged);
+                    }
+                },
+                KeeperEffect::AppendLog { request, skip, upto } => {
+                    let commits = inner.commits.remove(&request).unwrap_or_default();
+                    let outcome = self.append_log(commits.get(skip..).unwrap_or_default());
+                    events.insert(0, self.fact(outcome, KeeperEvent::LogDurable { tip: upto }));
+                }
+                KeeperEffect::MoveSuffixToFork { after_seq } => {
+                    let tip = tip_at(&self.log, after_seq).unwrap_or(inner.machine.chain().base);
+                    let outcome = self.log.truncate_after(after_seq, &self.dir.fork()).map(drop);
+                    tracing::warn!(volume = %self.id, after_seq, "commits that lost are kept as a fork");
+                    events.insert(0, self.fact(outcome, KeeperEvent::SuffixMoved { tip }));
+                }
+                KeeperEffect::InstallCheckpoint { .. } => {
+                    let outcome = self.log.truncate_after(0, &self.dir.fork()).map(drop);
+                    events.insert(0, self.fact(outcome, KeeperEvent::CheckpointInstalled));
+                }
+                KeeperEffect::StopLocalWriter { term } => {
+                    let tip = self.stop_local(inner, term);
+                    events.insert(0, KeeperEvent::LocalStopped { tip });
+                }
+                KeeperEffect::Reply { request, message } => {
+                    inner.commits.remove(&request);
+                    if let Some(waiting) = inner.waiting.remove(&request) {
+                        let _gave_up = waiting.send(message);
+                    }
+                }
+            }
+        }
+    }
+
+    fn persist(&self, record: &Promise) -> Result<(), String> {
+        let ctl = Ctl { promise: record.encode(), ..self.slots.get() };
+        self.slots.put(&ctl).map_err(|e| cause(&e))
+    }
+
+    fn append_log(&self, commits: &[Commit]) -> Result<(), LogError> {
+        for commit in commits {
+            let meta = FrameMeta {
+                kind: FrameKind::COMMIT,
+                term: u32::try_from(commit.header.term).unwrap_or(u32::MAX),
+                seq: commit.header.seq,
+                codec: u32::try_from(Codec::DagCbor.code()).unwrap_or(0),
+                digest: commit.digest,
+            };
+            self.log.append(&meta, &[&commit.bytes])?;
+        }
+        self.log.sync()
+    }
+
+    fn fact(&self, outcome: Result<(), LogError>, good: KeeperEvent) -> KeeperEvent {
+        match outcome {
+            Ok(()) => good,
+            Err(e) => {
+                tracing::error!(volume = %self.id, error = %cause(&e), "the log failed: this keeper stops voting");
+                KeeperEvent::LogDamaged
+            }
+        }
+    }
+
+    /// The writer on this host must not append any more; answers where the log ends.
+    fn stop_local(&self, inner: &mut Inner, term: Term) -> Tip {
+        if let Some(volume) = inner.local.take() {
+            tracing::error!(volume = %self.id, %term, "another host takes the volume over: this mount answers EIO");
+            volume.fail("another host took the volume over");
+        }
+        let end = self.log.tail().map_or(0, |tail| tail.seq);
+        tip_at(&self.log, end).unwrap_or(inner.machine.durable_tip())
+    }
+
+    /// Part of the log, for somebody who has everything up to `after`.
+    fn fetch(&self, after: Tip, bytes_max: u32) -> Message {
+        let mut inner = self.inner.lock();
+        self.note_local(&mut inner);
+        let end = inner.machine.durable_tip();
+        let chain = inner.machine.chain().clone();
+        drop(inner);
+        // Who ends before what is kept here, or on another branch, begins with the tree.
+        let joins = after.seq >= chain.base.seq && chain.holds(&after);
+        let checkpoint = if joins { None } else { self.checkpoint() };
+        let from = match (&checkpoint, joins) {
+            (_, true) => after.seq,
+            (Some(checkpoint), false) => checkpoint.tip.seq,
+            (None, false) => 0,
+        };
+        let bytes = (bytes_max as usize).min(COMMIT_BYTES_MAX);
+        match commits_after(&self.log, from, bytes, COMMITS_MAX) {
+            Ok(commits) => {
+                // What is written and not yet on disk is not told.
+                let known = commits.into_iter().map(|c| serde_bytes::ByteBuf::from(c.to_vec()));
+                let kept = usize::try_from(end.seq.saturating_sub(from)).unwrap_or(usize::MAX);
+                Message::LogChunk(LogChunk { checkpoint, commits: known.take(kept).collect(), end })
+            }
+            Err(why) => {
+                tracing::warn!(volume = %self.id, why, "the log cannot be read for a peer");
+                Message::NotHere
+            }
+        }
+    }
+
+    /// What a keeper whose log ends at `after` has to be sent next, written or on disk; `None` if the log cannot be read.
+    pub(crate) fn append_after(&self, term: Term, after: Tip, commit_seq: u64) -> Option<Append> {
+        let mut inner = self.inner.lock();
+        self.note_local(&mut inner);
+        let chain = inner.machine.chain().clone();
+        drop(inner);
+        let joins = after.seq >= chain.base.seq && (chain.holds(&after) || after.seq >= chain.tip.seq);
+        let checkpoint = if joins { None } else { self.checkpoint() };
+        let from = if joins { after.seq } else { checkpoint.map_or(0, |c| c.tip.seq) };
+        let commits = commits_after(&self.log, from, COMMIT_BYTES_MAX, COMMITS_MAX);
+        let commits = commits.map_err(|why| tracing::error!(volume = %self.id, why, "the log cannot be read")).ok()?;
+        let commits = commits.into_iter().map(|c| serde_bytes::ByteBuf::from(c.to_vec())).collect();
+        Some(Append { term, checkpoint, commits, commit_seq })
+    }
+
+    /// The other keepers of this volume; none while this keeper is busy.
+    pub(crate) fn partners(&self) -> Vec<PeerId> {
+        let Some(inner) = self.inner.try_lock() else { return Vec::new() };
+        let voters = inner.machine.config().map(remora_cluster::config::Config::voters).unwrap_or_default();
+        let writer = inner.machine.record().hold.map(|hold| hold.peer);
+        let mut partners: Vec<PeerId> = writer.into_iter().chain(voters).filter(|peer| *peer != self.me).collect();
+        partners.dedup();
+        partners
+    }
+
+    /// Adds what another keeper sent, in the name of this host as the candidate of `term`.
+    pub(crate) fn take_chunk(&self, term: Term, chunk: LogChunk) -> Message {
+        let commit_seq = 0;
+        self.ask(self.me, Message::Append(Append { term, checkpoint: chunk.checkpoint, commits: chunk.commits, commit_seq }))
+    }
+}
+
+/// Reads the commits of an Append; each must be of this volume.
+fn decode_all(append: &Append, id: &VolumeId) -> Result<Vec<Commit>, String> {
+    append
+        .commits
+        .iter()
+        .map(|bytes| {
+            let commit = Commit::decode(Bytes::copy_from_slice(bytes)).map_err(|e| cause(&e))?;
+            if commit.header.volume == id.0 { Ok(commit) } else { Err("a commit of another volume".to_owned()) }
+        })
+        .collect()
+}
+
+fn damaged(id: &VolumeId, doing: &str, error: &dyn std::error::Error) -> Failure {
+    Failure::new(Code::Damaged, format!("volume {id}: {doing}: {}", cause(error)))
+}

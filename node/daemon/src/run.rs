@@ -1,0 +1,225 @@
+//! The daemon's life: everything is started in order, and stopped in reverse.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use remora_fuse_mount::docker::server::PluginServer;
+use remora_net::config::NetConfig;
+use remora_net::exchange::Exchange;
+use remora_net::net::Net;
+use remora_store::blocks::{Blocks, BlocksOptions};
+use remora_store::disk::RealDisk;
+use remora_store::index::IndexKind;
+use remora_store::lock::DataLock;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::api::{self, Services};
+use crate::config::Config;
+use crate::content::add::chain;
+use crate::content::blocks::NodeBlocks;
+use crate::engine::driver::Driver;
+use crate::engine::seeding;
+use crate::exit::{Code, Context, Failure};
+use crate::keepers::desk::Keepers;
+use crate::members::membership::Membership;
+use crate::members::papers::Papers;
+use crate::members::spread;
+use crate::paths::DataDir;
+use crate::run::peers::Peers;
+use crate::volumes::service::Volumes;
+
+mod peers;
+
+/// How long requests under way may take once the daemon is asked to stop.
+const STOP_DEADLINE: Duration = Duration::from_secs(20);
+
+/// How often volumes without users are looked for.
+const SWEEP_EVERY: Duration = Duration::from_secs(10);
+
+/// Runs the daemon until it is asked to stop (SIGTERM, SIGINT).
+pub(crate) fn daemon(
+    data: &DataDir,
+    socket: &Path,
+    docker_plugin: Option<String>,
+    log_json: bool,
+) -> Result<(), Failure> {
+    start_log(log_json);
+    let mut config = Config::load(&data.config())?;
+    if let Some(choice) = docker_plugin {
+        config.docker_plugin = choice;
+        config.validate().map_err(Failure::usage)?;
+    }
+    let _lock = DataLock::take(&data.store()).map_err(|e| Failure::new(Code::Conflict, chain(&e)))?;
+    let papers = Papers::load(data)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(256)
+        .enable_all()
+        .build()
+        .doing("start the runtime")?;
+    let result = runtime.block_on(live(data, socket, config, papers));
+    // What still blocks (a fetch from a peer that is away) must not keep the process.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    result
+}
+
+fn start_log(json: bool) {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,libp2p=warn"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A second call (in a test) keeps the first log.
+    let _already = if json { log.json().try_init() } else { log.with_ansi(false).try_init() };
+}
+
+async fn live(data: &DataDir, socket: &Path, config: Config, papers: Papers) -> Result<(), Failure> {
+    let (stop, stopping) = watch::channel(false);
+    // The engine finds its plugin before anything else: it waits 15 s a volume for one that is not there.
+    let driver = Driver::new();
+    let (plugin, plugin_warning) = open_plugin(&config, &driver).await?;
+    let listener = api::listen(socket).await?;
+    let blocks = NodeBlocks::new(open_blocks(data)?);
+    let identity = papers.identity.clone();
+    let members = Membership::open(data, papers, &config)?;
+    let peers = Peers::new(Arc::clone(&members), blocks.store());
+    let net = start_net(&config, identity, &members, &peers)?;
+    let keepers = Keepers::open(data, Arc::clone(&members), Arc::clone(&blocks))?;
+    let exchange = Exchange::new(net.clone(), keepers.providers());
+    blocks.connect(exchange);
+    let volumes = Volumes::new(data, &config, Arc::clone(&members), Arc::clone(&keepers));
+    members.connect(net.clone());
+    peers.serve(Arc::clone(&keepers), net.clone());
+    let tasks = [
+        tokio::spawn(announce(Arc::clone(&members), net.clone())),
+        tokio::spawn(spread::rounds(Arc::clone(&members), net.clone())),
+        tokio::spawn(sweep(Arc::clone(&volumes))),
+    ];
+    driver.connect(Arc::clone(&volumes));
+    let services = Arc::new(Services {
+        docker: parking_lot::Mutex::new(plugin.as_ref().map(|(_, path)| path.clone())),
+        warnings: parking_lot::Mutex::new(plugin_warning.into_iter().collect()),
+        config,
+        data: DataDir::new(data.root()),
+        members: Arc::clone(&members),
+        blocks: Arc::clone(&blocks),
+        volumes: Arc::clone(&volumes),
+        started: Instant::now(),
+    });
+    let api = tokio::spawn(api::serve(listener, services, stopping.clone()));
+    let restore = tokio::task::spawn_blocking({
+        let volumes = Arc::clone(&volumes);
+        move || volumes.restore()
+    });
+    let seeding = plugin.as_ref().map(|_| tokio::spawn(seeding::keep(Arc::clone(&members))));
+    tracing::info!(peer = %members.me(), socket = %socket.display(), "ready");
+    wait_for_signal().await?;
+    tracing::info!("stopping: volumes are made durable and handed back");
+    let _nobody_listens = stop.send(true);
+    finish(api, restore, &volumes).await;
+    if let Some((plugin, _)) = plugin {
+        plugin.stop().await;
+    }
+    for task in tasks.into_iter().chain(seeding) {
+        task.abort();
+    }
+    net.stop().await;
+    members.close();
+    let store = Arc::clone(blocks.store());
+    if let Err(e) = tokio::task::spawn_blocking(move || store.mark_clean()).await.map_err(|e| e.to_string()) {
+        tracing::warn!(error = %e, "close the store");
+    }
+    let _gone = std::fs::remove_file(socket);
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Lets requests finish, then hands every volume back.
+async fn finish(api: tokio::task::JoinHandle<()>, restore: tokio::task::JoinHandle<()>, volumes: &Arc<Volumes>) {
+    if tokio::time::timeout(STOP_DEADLINE, async { (api.await, restore.await) }).await.is_err() {
+        tracing::warn!("requests under way are given up");
+    }
+    let volumes = Arc::clone(volumes);
+    if let Err(e) = tokio::task::spawn_blocking(move || volumes.stop()).await {
+        tracing::error!(error = %e, "hand the volumes back");
+    }
+}
+
+fn open_blocks(data: &DataDir) -> Result<Arc<Blocks>, Failure> {
+    let options = BlocksOptions::new(IndexKind::Sled(data.store().index()));
+    let blocks = Blocks::open(Arc::new(RealDisk), &data.store().packs(), options)
+        .map_err(|e| Failure::new(Code::Damaged, format!("open the block store: {}", chain(&e))))?;
+    let recovery = blocks.recovery();
+    if *recovery != remora_store::blocks::BlocksRecovery::default() {
+        tracing::info!(?recovery, "the block store was not closed cleanly, or its index was gone");
+    }
+    Ok(Arc::new(blocks))
+}
+
+fn start_net(
+    config: &Config,
+    identity: remora_net::identity::Identity,
+    members: &Arc<Membership>,
+    peers: &Arc<Peers>,
+) -> Result<Net, Failure> {
+    let mut net = NetConfig::new(identity);
+    net.cluster = Some(members.papers().cluster());
+    net.mdns = config.mdns;
+    for address in &config.listen {
+        net.listen.push(remora_net::peer::parse_address(address).map_err(|e| Failure::usage(e.to_string()))?);
+    }
+    Net::start(net, Arc::clone(peers) as Arc<dyn remora_net::handler::Handler>)
+        .map_err(|e| Failure::failed(format!("{}: change `listen` in the config", chain(&e))))
+}
+
+/// Opens Docker's plugin socket. In "auto" a failure is a warning: a node without an engine is a good node.
+async fn open_plugin(
+    config: &Config,
+    driver: &Arc<Driver>,
+) -> Result<(Option<(PluginServer, String)>, Option<String>), Failure> {
+    let Some((path, is_required)) = config.docker_socket() else { return Ok((None, None)) };
+    let serving = remora_fuse_mount::docker::server::serve(&path, Arc::clone(driver) as _).await;
+    match serving {
+        Ok(server) => Ok((Some((server, path.display().to_string())), None)),
+        Err(e) if is_required => Err(Failure::failed(format!("open Docker's plugin socket: {}", chain(&e)))),
+        Err(e) => {
+            let text = format!("no Docker plugin: {}", chain(&e));
+            tracing::warn!("{text}");
+            Ok((None, Some(text)))
+        }
+    }
+}
+
+/// Tells the others where this host listens, now and when that changes.
+async fn announce(members: Arc<Membership>, net: Net) {
+    net.listening().await;
+    loop {
+        let keeper = Arc::clone(&members);
+        let told = tokio::task::spawn_blocking(move || keeper.announce_addresses()).await;
+        if let Ok(Err(failure)) = told {
+            tracing::warn!(error = %failure, "announce the addresses of this host");
+        }
+        tokio::time::sleep(Duration::from_secs(10)).await;
+    }
+}
+
+/// Looks after volumes that nobody uses though nobody said so.
+async fn sweep(volumes: Arc<Volumes>) {
+    loop {
+        tokio::time::sleep(SWEEP_EVERY).await;
+        let volumes = Arc::clone(&volumes);
+        if let Err(e) = tokio::task::spawn_blocking(move || volumes.sweep()).await {
+            tracing::error!(error = %e, "look after the volumes");
+        }
+    }
+}
+
+async fn wait_for_signal() -> Result<(), Failure> {
+    let mut terminate = signal(SignalKind::terminate()).doing("listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).doing("listen for SIGINT")?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}

@@ -1,0 +1,16 @@
+//! The test network: proves what Remora promises, on one machine, as root.
+//!
+//! Rigs ([`nodes`]: daemons side by side; [`hosts`]: whole hosts with their own Docker engine), workloads with a ledger of
+//! what was acknowledged ([`ledger`], [`workload`]), checkers ([`compare`]), and the commands that put them together.
+
+pub mod exe;
+pub mod nodes;
+pub mod hosts;
+pub mod compare;
+pub mod ledger;
+pub mod workload;
+pub mod report;
+pub mod demo;
+pub mod restart;
+pub mod sizes;
+pub mod posix;
