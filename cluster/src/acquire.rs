@@ -114,7 +114,8 @@ pub enum AcquireEffect {
         /// Where it has to end.
         target: Tip,
     },
-    /// Open the volume at `after`, commit START with this term and configuration; report [`AcquireEvent::StartReady`].
+    /// Open the volume at `after`, commit START with this term and configuration; report [`AcquireEvent::StartReady`]. It
+    /// may come a second time, with a higher term and after the START that was built before.
     BuildStart {
         /// The term of all commits from now on.
         term: Term,
@@ -211,6 +212,8 @@ pub struct Acquire {
     seen: Term,
     rounds: u32,
     evidence: Option<Evidence>,
+    /// The configuration that this attempt settled on its way, by its generation.
+    settled: Option<Term>,
     /// Best known so far; its voters are asked.
     config: Config,
     next: Config,
@@ -239,6 +242,7 @@ impl Acquire {
             seen: options.floor,
             rounds: 0,
             evidence: options.evidence,
+            settled: None,
             config: options.config.clone(),
             next: options.config.clone(),
             asked: BTreeSet::new(),

@@ -143,6 +143,8 @@ enum Step {
 pub struct KeeperMistakes {
     /// Commits are added whatever their term.
     pub ignore_term: bool,
+    /// A term is promised to whoever asks for it next, too.
+    pub promise_twice: bool,
 }
 
 /// The keeper of one volume on one host.
@@ -236,7 +238,7 @@ impl Keeper {
             }
             self.on_request(now, event, &mut effects);
         } else {
-            self.on_fact(now, event, &mut effects);
+            self.on_fact(now, &event, &mut effects);
         }
         while let Some(next) = self.deferred.pop_front() {
             if self.must_wait(&next) {
@@ -272,8 +274,8 @@ impl Keeper {
         }
     }
 
-    fn on_fact(&mut self, now: Millis, fact: KeeperEvent, effects: &mut Vec<KeeperEffect>) {
-        match fact {
+    fn on_fact(&mut self, now: Millis, fact: &KeeperEvent, effects: &mut Vec<KeeperEffect>) {
+        match *fact {
             KeeperEvent::LogDurable { tip } => self.on_durable(tip, effects),
             KeeperEvent::LocalDurable { tip } => {
                 let is_own =
@@ -318,7 +320,7 @@ impl Keeper {
         match event {
             KeeperEvent::Append { .. } => self.on_append(now, event, effects),
             KeeperEvent::Request { from, request, message } => {
-                self.on_message(now, from, request, message, effects)
+                self.on_message(now, from, request, message, effects);
             }
             _ => {}
         }
@@ -453,6 +455,6 @@ impl Keeper {
 
     fn nack(&self, request: RequestId, reason: NackReason) -> KeeperEffect {
         let nack = Nack { reason, promised: self.record.term, hold: self.record.hold, tip: self.durable };
-        KeeperEffect::Reply { request, message: Message::Nack(nack) }
+        KeeperEffect::Reply { request, message: Message::Nack(Box::new(nack)) }
     }
 }

@@ -57,7 +57,7 @@ pub enum Message {
         tip: Tip,
     },
     /// Keeper to writer or candidate: not done.
-    Nack(Nack),
+    Nack(Box<Nack>),
     /// Writer to keeper: I write no more; the chain ends here.
     Release {
         /// The writer's term.

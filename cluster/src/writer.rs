@@ -221,7 +221,7 @@ impl Writer {
             WriterEvent::LocalDurable { seq } => self.own_durable_seq = self.own_durable_seq.max(seq),
             WriterEvent::Unreachable { peer } => self.on_unreachable(now, peer),
             WriterEvent::Release => self.is_releasing = true,
-            WriterEvent::Reply { from, message } => self.on_reply(now, from, message, &mut effects),
+            WriterEvent::Reply { from, message } => self.on_reply(now, from, &message, &mut effects),
         }
         if !self.is_over {
             self.check_lease(now, &mut effects);
@@ -247,10 +247,10 @@ impl Writer {
         }
     }
 
-    fn on_reply(&mut self, now: Millis, from: PeerId, message: Message, effects: &mut Vec<WriterEffect>) {
+    fn on_reply(&mut self, now: Millis, from: PeerId, message: &Message, effects: &mut Vec<WriterEffect>) {
         let Some(peer) = self.peers.get_mut(&from) else { return };
         let sent = peer.in_flight.take();
-        match message {
+        match *message {
             Message::Ack { term, tip } | Message::Renewed { term, tip } if term == self.term => {
                 if tip.rank() > peer.tip.rank() {
                     peer.tip = tip;
@@ -265,7 +265,7 @@ impl Writer {
                     effects.push(WriterEffect::Released);
                 }
             }
-            Message::Nack(nack) => self.on_nack(now, from, &nack, effects),
+            Message::Nack(ref nack) => self.on_nack(now, from, nack, effects),
             _ => peer.rests_until = now + self.times.renew_ms / 4,
         }
     }

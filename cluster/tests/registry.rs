@@ -1,5 +1,7 @@
 //! The registry: any two hosts that hear of one another end up equal, and nobody writes what is not theirs.
 
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 use std::collections::BTreeMap;
 
 use proptest::prelude::{Strategy, any, prop_assert, prop_assert_eq, proptest};

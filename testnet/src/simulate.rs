@@ -28,7 +28,7 @@ pub enum Mistake {
     LongestInsteadOfHighestTerm,
     /// Keepers acknowledge before their disk has it.
     AckBeforeSync,
-    /// A host that restarts uses its last term again.
+    /// Hosts use terms again, and keepers promise a term twice. (Either rule alone makes good for the other.)
     ReusedTerm,
     /// The writer serves before START is on a majority.
     ServeBeforeStart,
@@ -51,7 +51,7 @@ impl fmt::Display for Mistake {
             Mistake::IgnoreTermOnAppend => "commits added whatever their term",
             Mistake::LongestInsteadOfHighestTerm => "longest chain instead of highest term",
             Mistake::AckBeforeSync => "acknowledged before sync",
-            Mistake::ReusedTerm => "term used again after a restart",
+            Mistake::ReusedTerm => "a term used and promised twice",
             Mistake::ServeBeforeStart => "served before START is on a majority",
         })
     }
@@ -182,7 +182,10 @@ mod tests {
     fn no_seed_breaks_a_rule() {
         let report = run(0..150, None);
         assert!(report.violations.is_empty(), "{report}");
-        assert!(report.counts.acked > 1_000 && report.counts.takeovers > 20 && report.counts.forks > 5, "{report}");
+        assert!(
+            report.counts.acked > 1_000 && report.counts.takeovers > 20 && report.counts.forks > 5,
+            "{report}"
+        );
     }
 
     #[test]

@@ -6,7 +6,7 @@ use crate::identity::PeerId;
 use crate::lease::Millis;
 use crate::message::{Elected, Evidence, Message, Prepare, Promised, Refusal, RefuseReason};
 use crate::promise::Hold;
-use crate::tip::Tip;
+use crate::tip::{Term, Tip};
 
 /// How long a candidate rests before it asks again for a volume that is held, in milliseconds.
 const REST_MS_MAX: u64 = 1_000;
@@ -96,7 +96,9 @@ impl Acquire {
         let is_same =
             |config: &&Config| config.generation == best.config.generation && config.outgoing.is_none();
         let settled = self.promises.values().map(|promised| &promised.config).find(is_same);
-        Some((best.chain.tip, settled.unwrap_or(&best.config).clone()))
+        let config = settled.unwrap_or(&best.config);
+        let is_settled_here = self.settled == Some(config.generation);
+        Some((best.chain.tip, if is_settled_here { config.settled() } else { config.clone() }))
     }
 
     /// The newest writer that anybody who answered knows of.
@@ -165,15 +167,10 @@ impl Acquire {
         lease_left_ms: Option<u64>,
         effects: &mut Vec<AcquireEffect>,
     ) {
-        // A keeper that was away may not know of a release that another one knows of.
-        let released = self.last_hold().filter(|last| last.term >= hold.term).and_then(|last| last.released);
-        let is_new = |term| self.evidence.is_none_or(|evidence| evidence.term() < term);
-        if let (Some(tip), Some(last)) = (released, self.last_hold()) {
-            if is_new(last.term) {
-                self.evidence = Some(Evidence::Released { term: last.term, tip });
-                self.new_round(effects);
-                return;
-            }
+        if let Some(evidence) = self.newer_evidence(&hold) {
+            self.evidence = Some(evidence);
+            self.new_round(effects);
+            return;
         }
         match lease_left_ms {
             Some(left_ms) if self.options.waits_for_lease => {
@@ -181,6 +178,21 @@ impl Acquire {
             }
             _ => self.lose(AcquireError::Held { hold, lease_left_ms }, effects),
         }
+    }
+
+    /// What a keeper that was away may not know of its holder: that it released, or that this very host was elected after
+    /// it (and was gone before it told everybody), so that everything before ended where that election went on.
+    fn newer_evidence(&self, held: &Hold) -> Option<Evidence> {
+        let last = self.last_hold()?;
+        let (term, tip) = match last.released {
+            Some(tip) if last.term >= held.term => (last.term, tip),
+            None if last.term > held.term && last.peer == self.options.me => {
+                (Term(last.term.0 - 1), last.base)
+            }
+            _ => return None,
+        };
+        let is_new = self.evidence.is_none_or(|evidence| evidence.term() < term);
+        is_new.then_some(Evidence::Released { term, tip })
     }
 
     fn elect(&mut self, now: Millis, best: &Tip, effects: &mut Vec<AcquireEffect>) {

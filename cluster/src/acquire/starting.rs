@@ -135,12 +135,28 @@ impl Acquire {
         if !self.next.is_quorum(has_start) || !has_start(&self.options.me) {
             return;
         }
+        if !self.next.members.contains(&self.options.me) {
+            self.go_on_as_keeper(effects);
+            return;
+        }
         self.phase = Phase::Done;
         let aligned = &self.aligned;
         let known = self.progress.iter().filter(|(peer, _)| aligned.contains(peer));
         let progress = known.map(|(peer, known)| (*peer, *known)).collect();
         let won = Won { term: self.term, config: self.next.settled(), start, progress };
         effects.push(AcquireEffect::Won(Box::new(won)));
+    }
+
+    /// A change of keepers that somebody else began is settled now. A writer that is no keeper could leave what it alone
+    /// has where nobody asks, so a second START makes this host one.
+    fn go_on_as_keeper(&mut self, effects: &mut Vec<AcquireEffect>) {
+        self.settled = Some(self.term);
+        self.config = self.next.settled();
+        self.elected = None;
+        self.aligned.clear();
+        self.progress.clear();
+        self.in_flight.clear();
+        self.new_round(effects);
     }
 
     pub(super) fn on_nack(

@@ -21,7 +21,7 @@ impl Keeper {
             Message::Elected(elected) => self.on_elected(now, from, request, *elected, effects),
             Message::Release { term, tip } => self.on_release(from, request, term, tip, effects),
             Message::Renew { term, commit_seq } => {
-                self.on_renew(now, (from, request), term, commit_seq, effects)
+                self.on_renew(now, (from, request), term, commit_seq, effects);
             }
             _ => effects.push(KeeperEffect::Reply { request, message: Message::NotHere }),
         }
@@ -52,7 +52,7 @@ impl Keeper {
             checkpoint: self.record.checkpoint,
         };
         let reply = KeeperEffect::Reply { request, message: Message::Promised(Box::new(promised)) };
-        if prepare.term == self.record.term {
+        if prepare.term == self.record.term && self.record.candidate == Some(from) {
             effects.push(reply);
             return;
         }
@@ -76,6 +76,8 @@ impl Keeper {
         let is_elected = self.record.hold.is_some_and(|hold| hold.term == prepare.term);
         let is_repeated =
             prepare.term == self.record.term && self.record.candidate == Some(from) && !is_elected;
+        #[cfg(feature = "mistakes")]
+        let is_repeated = is_repeated || (self.mistakes.promise_twice && prepare.term == self.record.term);
         (prepare.term <= self.record.term && !is_repeated).then_some(RefuseReason::Outbid)
     }
 

@@ -62,11 +62,17 @@ impl Checker {
         let tip = commit.tip;
         let known = *self.acked.entry(tip.seq).or_insert(tip);
         if known.id != tip.id {
-            self.fail(format!("commit {} was acknowledged twice, in terms {} and {}", tip.seq, known.term, tip.term));
+            self.fail(format!(
+                "commit {} was acknowledged twice, in terms {} and {}",
+                tip.seq, known.term, tip.term
+            ));
         }
         let is_in_newest = self.newest_chain.get(tip.seq as usize - 1) == Some(&tip.id);
         if tip.term < self.newest_term && !is_in_newest {
-            self.fail(format!("term {} acknowledged commit {} after term {} began", tip.term, tip.seq, self.newest_term));
+            self.fail(format!(
+                "term {} acknowledged commit {} after term {} began",
+                tip.term, tip.seq, self.newest_term
+            ));
         }
     }
 

@@ -175,6 +175,7 @@ impl Host {
     }
 
     fn plant(&mut self, mistake: Option<Mistake>) {
+        self.keeper.mistakes.promise_twice = mistake == Some(Mistake::ReusedTerm);
         self.keeper.mistakes.ignore_term = mistake == Some(Mistake::IgnoreTermOnAppend);
     }
 

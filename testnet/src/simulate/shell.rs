@@ -25,11 +25,14 @@ impl World {
         self.next_rpc += 1;
         let request = RequestId(self.next_rpc);
         let (event, commits) = match payload {
-            Payload::Plain(message) => (KeeperEvent::Request { from: peer(from), request, message }, Vec::new()),
+            Payload::Plain(message) => {
+                (KeeperEvent::Request { from: peer(from), request, message }, Vec::new())
+            }
             Payload::Append { term, commits, commit_seq } => {
                 let headers = commits.iter().map(Commit::header).collect();
                 let from = peer(from);
-                let event = KeeperEvent::Append { from, request, term, checkpoint: None, headers, commit_seq };
+                let event =
+                    KeeperEvent::Append { from, request, term, checkpoint: None, headers, commit_seq };
                 (event, commits)
             }
             Payload::Chunk(_) => return,
@@ -192,7 +195,9 @@ impl World {
                     self.schedule(host, DiskDone::Written { tip: start.tip, attempt });
                 }
                 AcquireEffect::SendLog { to, after, commit_seq } => {
-                    let Some(term) = self.hosts[host].acquire.as_ref().map(|acquire| acquire.term()) else { return };
+                    let Some(term) = self.hosts[host].acquire.as_ref().map(|acquire| acquire.term()) else {
+                        return;
+                    };
                     self.send_log(host, host_of(&to), caller, (term, after, commit_seq));
                 }
                 AcquireEffect::Won(won) => self.won(host, &won),
@@ -217,7 +222,13 @@ impl World {
         }
     }
 
-    fn send_log(&mut self, host: usize, to: usize, caller: Caller, append: (remora_cluster::tip::Term, Tip, u64)) {
+    fn send_log(
+        &mut self,
+        host: usize,
+        to: usize,
+        caller: Caller,
+        append: (remora_cluster::tip::Term, Tip, u64),
+    ) {
         let (term, after, commit_seq) = append;
         match self.hosts[host].commits_after(&after) {
             Some(commits) => self.request(host, to, caller, Payload::Append { term, commits, commit_seq }),
@@ -228,13 +239,17 @@ impl World {
     fn won(&mut self, host: usize, won: &Won) {
         let now = self.now();
         let is_alive = |(index, other): (usize, &crate::simulate::host::Host)| {
-            let writer = other.writer.as_ref().filter(|writer| index != host && !writer.is_over() && !writer.is_releasing());
+            let writer = other
+                .writer
+                .as_ref()
+                .filter(|writer| index != host && !writer.is_over() && !writer.is_releasing());
             writer.is_some_and(|writer| {
                 self.durability == Durability::Local || writer.lease_until().is_some_and(|until| until > now)
             })
         };
         if self.hosts.iter().enumerate().any(is_alive) && self.mistake.is_none() {
-            self.checker.fail(format!("host {host} became writer in term {} while another one was", won.term));
+            self.checker
+                .fail(format!("host {host} became writer in term {} while another one was", won.term));
         }
         let has_start = |peer: &remora_cluster::identity::PeerId| {
             let log = &self.hosts[host_of(peer)].disk.log;
@@ -243,7 +258,8 @@ impl World {
         let has_majority = won.config.is_quorum(has_start);
         let attempt = self.hosts[host].attempt;
         self.counts.won += 1;
-        self.counts.takeovers += u64::from(self.last_writer.is_some_and(|(before, released)| before != host && !released));
+        self.counts.takeovers +=
+            u64::from(self.last_writer.is_some_and(|(before, released)| before != host && !released));
         self.last_writer = Some((host, false));
         self.checker.on_won(host, attempt, won.term, &self.hosts[host].log, has_majority);
         let (writer, effects) = Writer::begin(peer(host), won, TIMES, now);
@@ -268,7 +284,9 @@ impl World {
         for effect in effects {
             match effect {
                 WriterEffect::SendLog { to, after, commit_seq } => {
-                    let Some(term) = self.hosts[host].writer.as_ref().map(|writer| writer.term()) else { return };
+                    let Some(term) = self.hosts[host].writer.as_ref().map(|writer| writer.term()) else {
+                        return;
+                    };
                     self.send_log(host, host_of(&to), caller, (term, after, commit_seq));
                 }
                 WriterEffect::Send { to, message } => {
@@ -312,7 +330,9 @@ impl World {
                     self.do_acquire(host, effects);
                 }
             }
-            (Caller::Fetch(of), Payload::Chunk(chunk)) if of == attempt => self.on_chunk(host, attempt, chunk),
+            (Caller::Fetch(of), Payload::Chunk(chunk)) if of == attempt => {
+                self.on_chunk(host, attempt, chunk)
+            }
             (Caller::Adopt(of), Payload::Plain(message)) if of == attempt => {
                 let event = match message {
                     Message::Ack { tip, .. } => AcquireEvent::ChainReady { tip },

@@ -147,7 +147,8 @@ impl World {
         let config = Config::at_creation(members, world.durability);
         for index in 0..n {
             let is_keeper = index < n_keepers;
-            let record = if is_keeper { Promise::at_creation(VOLUME, config.clone()) } else { Promise::blank(VOLUME) };
+            let record =
+                if is_keeper { Promise::at_creation(VOLUME, config.clone()) } else { Promise::blank(VOLUME) };
             world.hosts.push(Host::new(index, record, mistake));
             world.after(TICK_US + index as u64 * 1_000, Event::Tick { host: index });
         }
@@ -192,7 +193,8 @@ impl World {
     }
 
     pub(super) fn disk_delay(&mut self) -> u64 {
-        let slow = if self.has_faults() && self.below(self.rates.slow_disk) == 0 { self.below(300_000) } else { 0 };
+        let slow =
+            if self.has_faults() && self.below(self.rates.slow_disk) == 0 { self.below(300_000) } else { 0 };
         200 + self.below(2_000) + slow
     }
 
@@ -206,7 +208,11 @@ impl World {
             self.counts.lost += 1;
             return;
         }
-        let slow = if self.has_faults() && self.below(self.rates.slow_message) == 0 { self.below(1_500_000) } else { 0 };
+        let slow = if self.has_faults() && self.below(self.rates.slow_message) == 0 {
+            self.below(1_500_000)
+        } else {
+            0
+        };
         let delay = 200 + self.below(3_000) + slow;
         if self.below(self.rates.duplicate) == 0 {
             let again = delay + self.below(1_000_000);
@@ -244,7 +250,8 @@ impl World {
                 break;
             }
         }
-        let writers = self.hosts.iter().filter(|host| host.writer.as_ref().is_some_and(|writer| !writer.is_over()));
+        let writers =
+            self.hosts.iter().filter(|host| host.writer.as_ref().is_some_and(|writer| !writer.is_over()));
         if writers.count() != 1 && self.checker.violation.is_none() {
             self.checker.fail("the volume did not become writable after the faults had ended".to_owned());
         }
@@ -260,7 +267,9 @@ impl World {
         match event {
             Event::Request { from, to, rpc, payload } => self.on_request(from, to, rpc, payload),
             Event::Answer { to, from, rpc, payload } => {
-                if self.hosts[to].is_up && let Some((_, _, caller)) = self.calls.remove(&rpc) {
+                if self.hosts[to].is_up
+                    && let Some((_, _, caller)) = self.calls.remove(&rpc)
+                {
                     self.on_answer(to, from, caller, payload);
                 }
             }
