@@ -10,12 +10,17 @@
 //! * the first byte is the version: a code this program does not know is an error, never skipped;
 //! * decoding never panics and takes no memory for what it has not seen.
 
+mod encode;
+
 use cid::Cid;
-use remora_dag::block::{BLOCK_BYTES_MAX, Codec, check_cid};
+use remora_dag::block::{Codec, check_cid};
 use remora_vfs::attr::{Ino, Kind, Timestamp};
 use thiserror::Error;
 
-use crate::wire::{Reader, put_bytes, put_cid, put_i64, put_option, put_u64};
+use crate::wire::Reader;
+
+/// The longest block that [`Op::WriteRef`] may name, in bytes (inclusive): a chunk of a file.
+pub const WRITE_REF_BYTES_MAX: u64 = 1024 * 1024;
 
 /// One effect on a volume.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -149,7 +154,7 @@ pub enum Op<'a> {
         ino: Ino,
         /// Where in the file.
         offset: u64,
-        /// How many bytes of the block, from its start; at least 1.
+        /// How many bytes: all of the block, 1 to [`WRITE_REF_BYTES_MAX`]. A whole chunk becomes a leaf as it is.
         len: u64,
         /// The block: raw.
         cid: Cid,
@@ -264,171 +269,6 @@ const HAS_UID: u64 = 2;
 const HAS_GID: u64 = 4;
 const HAS_SIZE: u64 = 8;
 const HAS_MTIME: u64 = 16;
-
-impl Op<'_> {
-    /// Appends the operation to `out`.
-    pub fn encode(&self, out: &mut Vec<u8>) -> EncodedAt {
-        match self {
-            Op::Write { ino, offset, data, time } => {
-                out.push(WRITE);
-                put_u64(out, *ino);
-                put_u64(out, *offset);
-                put_i64(out, time.0);
-                put_u64(out, data.len() as u64);
-                let data_offset = out.len();
-                out.extend_from_slice(data);
-                return EncodedAt { data_offset };
-            }
-            Op::WriteRef { .. } | Op::Zero { .. } | Op::Clone { .. } => self.encode_content(out),
-            Op::Make { .. }
-            | Op::Link { .. }
-            | Op::Unlink { .. }
-            | Op::Rmdir { .. }
-            | Op::Rename { .. } => self.encode_names(out),
-            Op::SetAttr { .. } | Op::SetXattr { .. } | Op::RemoveXattr { .. } => self.encode_attrs(out),
-            Op::Drop { .. }
-            | Op::Checkpoint { .. }
-            | Op::Start { .. }
-            | Op::Members { .. }
-            | Op::Snapshot { .. } => self.encode_control(out),
-        }
-        EncodedAt { data_offset: out.len() }
-    }
-
-    fn encode_names(&self, out: &mut Vec<u8>) {
-        match self {
-            Op::Make { parent, name, ino, kind, mode, uid, gid, rdev, target, time } => {
-                out.push(MAKE);
-                put_u64(out, *parent);
-                put_bytes(out, name);
-                put_u64(out, *ino);
-                out.push(*kind as u8);
-                for n in [u64::from(*mode), u64::from(*uid), u64::from(*gid), u64::from(*rdev)] {
-                    put_u64(out, n);
-                }
-                put_bytes(out, target);
-                put_i64(out, time.0);
-            }
-            Op::Link { ino, parent, name, time } => put_name(out, LINK, *parent, name, *ino, *time),
-            Op::Unlink { parent, name, ino, time } => put_name(out, UNLINK, *parent, name, *ino, *time),
-            Op::Rmdir { parent, name, ino, time } => put_name(out, RMDIR, *parent, name, *ino, *time),
-            Op::Rename { from_parent, from_name, to_parent, to_name, ino, replaced, exchange, time } => {
-                out.push(RENAME);
-                put_u64(out, *from_parent);
-                put_bytes(out, from_name);
-                put_u64(out, *to_parent);
-                put_bytes(out, to_name);
-                put_u64(out, *ino);
-                put_option(out, *replaced);
-                out.push(u8::from(*exchange));
-                put_i64(out, time.0);
-            }
-            _ => {}
-        }
-    }
-
-    fn encode_attrs(&self, out: &mut Vec<u8>) {
-        match self {
-            Op::SetAttr { ino, mode, uid, gid, size, mtime, ctime } => {
-                out.push(SET_ATTR);
-                put_u64(out, *ino);
-                let flag = |is_set: bool, bit: u64| if is_set { bit } else { 0 };
-                let mask = flag(mode.is_some(), HAS_MODE)
-                    | flag(uid.is_some(), HAS_UID)
-                    | flag(gid.is_some(), HAS_GID)
-                    | flag(size.is_some(), HAS_SIZE)
-                    | flag(mtime.is_some(), HAS_MTIME);
-                put_u64(out, mask);
-                let numbers = [mode.map(u64::from), uid.map(u64::from), gid.map(u64::from), *size];
-                for n in numbers.into_iter().flatten() {
-                    put_u64(out, n);
-                }
-                if let Some(mtime) = mtime {
-                    put_i64(out, mtime.0);
-                }
-                put_i64(out, ctime.0);
-            }
-            Op::SetXattr { ino, name, value, time } => {
-                out.push(SET_XATTR);
-                put_u64(out, *ino);
-                put_bytes(out, name);
-                put_bytes(out, value);
-                put_i64(out, time.0);
-            }
-            Op::RemoveXattr { ino, name, time } => {
-                out.push(REMOVE_XATTR);
-                put_u64(out, *ino);
-                put_bytes(out, name);
-                put_i64(out, time.0);
-            }
-            _ => {}
-        }
-    }
-
-    fn encode_content(&self, out: &mut Vec<u8>) {
-        match self {
-            Op::WriteRef { ino, offset, len, cid, time } => {
-                out.push(WRITE_REF);
-                put_u64(out, *ino);
-                put_u64(out, *offset);
-                put_u64(out, *len);
-                put_cid(out, cid);
-                put_i64(out, time.0);
-            }
-            Op::Zero { ino, offset, len, size, time } => {
-                out.push(ZERO);
-                for n in [ino, offset, len, size] {
-                    put_u64(out, *n);
-                }
-                put_i64(out, time.0);
-            }
-            Op::Clone { src, src_offset, dst, dst_offset, len, time } => {
-                out.push(CLONE);
-                for n in [src, src_offset, dst, dst_offset, len] {
-                    put_u64(out, *n);
-                }
-                put_i64(out, time.0);
-            }
-            _ => {}
-        }
-    }
-
-    fn encode_control(&self, out: &mut Vec<u8>) {
-        match self {
-            Op::Drop { ino } => {
-                out.push(DROP);
-                put_u64(out, *ino);
-            }
-            Op::Checkpoint { tree, upto_seq } => {
-                out.push(CHECKPOINT);
-                put_cid(out, tree);
-                put_u64(out, *upto_seq);
-            }
-            Op::Start { term, writer } => {
-                out.push(START);
-                put_u64(out, *term);
-                put_bytes(out, writer);
-            }
-            Op::Members { bytes } => {
-                out.push(MEMBERS);
-                put_bytes(out, bytes);
-            }
-            Op::Snapshot { name } => {
-                out.push(SNAPSHOT);
-                put_bytes(out, name);
-            }
-            _ => {}
-        }
-    }
-}
-
-fn put_name(out: &mut Vec<u8>, code: u8, parent: Ino, name: &[u8], ino: Ino, time: Timestamp) {
-    out.push(code);
-    put_u64(out, parent);
-    put_bytes(out, name);
-    put_u64(out, ino);
-    put_i64(out, time.0);
-}
 
 /// The operations in `bytes`, one after the other, each with its `data_offset` (see [`EncodedAt`]).
 ///
@@ -547,7 +387,7 @@ fn decode_content<'a>(code: u8, r: &mut Reader<'a>) -> Option<Op<'a>> {
             let (ino, offset, len) = (r.u64()?, r.u64()?, r.u64()?);
             let (cid, time) = (r.cid()?, Timestamp(r.i64()?));
             let is_raw = check_cid(&cid).ok() == Some(Codec::Raw);
-            let is_sized = len > 0 && len <= BLOCK_BYTES_MAX as u64 && offset.checked_add(len).is_some();
+            let is_sized = len > 0 && len <= WRITE_REF_BYTES_MAX && offset.checked_add(len).is_some();
             (is_raw && is_sized).then_some(Op::WriteRef { ino, offset, len, cid, time })
         }
         ZERO => {

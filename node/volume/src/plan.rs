@@ -118,12 +118,7 @@ impl State {
     ///
     /// # Errors
     /// `ENOENT`, `EISDIR`; [`Stop`].
-    pub fn plan_unlink<'a>(
-        &mut self,
-        parent: Ino,
-        name: &'a [u8],
-        now: Timestamp,
-    ) -> Result<Op<'a>, Stop> {
+    pub fn plan_unlink<'a>(&mut self, parent: Ino, name: &'a [u8], now: Timestamp) -> Result<Op<'a>, Stop> {
         check_name(name)?;
         let ino = self.find(parent, name)?.ok_or(Errno::ENOENT)?;
         if self.attr(ino)?.kind == Kind::Directory {

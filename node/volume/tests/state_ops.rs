@@ -31,7 +31,7 @@ fn op(parts: &Parts) -> Op<'_> {
     let n = |i: usize| u64::from(parts.numbers[i]) << (i * 4);
     let (ino, parent, time) = (n(0), n(1), Timestamp(parts.time));
     let (name, other) = (parts.name.as_slice(), parts.other.as_slice());
-    let option = |i: usize| (parts.numbers[i] % 2 == 0).then_some(parts.numbers[i]);
+    let option = |i: usize| parts.numbers[i].is_multiple_of(2).then_some(parts.numbers[i]);
     match parts.code {
         1 => Op::Make {
             parent,
@@ -55,7 +55,7 @@ fn op(parts: &Parts) -> Op<'_> {
             to_name: other,
             ino,
             replaced: option(3).map(u64::from),
-            exchange: parts.numbers[4] % 2 == 0,
+            exchange: parts.numbers[4].is_multiple_of(2),
             time,
         },
         6 => Op::SetAttr {
@@ -72,9 +72,7 @@ fn op(parts: &Parts) -> Op<'_> {
         9 => Op::Write { ino, offset: n(7), data: other, time },
         10 => Op::WriteRef { ino, offset: n(7), len: other.len() as u64, cid: raw(other), time },
         11 => Op::Zero { ino, offset: n(1), len: n(2), size: n(3), time },
-        12 => {
-            Op::Clone { src: ino, src_offset: n(1), dst: n(2), dst_offset: n(3), len: n(4).max(1), time }
-        }
+        12 => Op::Clone { src: ino, src_offset: n(1), dst: n(2), dst_offset: n(3), len: n(4).max(1), time },
         13 => Op::Drop { ino },
         14 => Op::Checkpoint { tree: cid_of(Codec::DagCbor, other), upto_seq: n(1) },
         15 => Op::Start { term: n(1), writer: other },

@@ -95,8 +95,13 @@ fn batches_do_not_show_in_a_tree() {
         }
         rig.link(dir + 1, ROOT_INO, format!("l{i}").as_bytes(), NOW).unwrap();
         if i % 3 == 0 {
-            rig.rename((ROOT_INO, format!("d{i}").as_bytes()), (dir - 6, b"moved"), RenameMode::Replace, NOW)
-                .unwrap_or_default();
+            rig.rename(
+                (ROOT_INO, format!("d{i}").as_bytes()),
+                (dir.saturating_sub(6), b"moved"),
+                RenameMode::Replace,
+                NOW,
+            )
+            .unwrap_or_default();
         }
     }
     rig.cut();
@@ -117,8 +122,7 @@ fn batches_do_not_show_in_a_tree() {
             ask(&rig.blocks, &mut state, |state| state.apply(seq, at.data_offset, &op)).unwrap();
         }
     }
-    let other =
-        remora_volume::derive::derive(&state, &rig.blocks, &rig.blocks, &single).unwrap();
+    let other = remora_volume::derive::derive(&state, &rig.blocks, &rig.blocks, &single).unwrap();
     assert!(other.tree.made_from > whole.tree.made_from);
     let facts = |tree: &remora_volume::tree::Tree| (tree.root, tree.names, tree.stats, tree.next_ino);
     assert_eq!(facts(&other.tree), facts(&whole.tree));
@@ -158,7 +162,7 @@ fn a_hole_of_a_tebibyte_costs_little_to_derive() {
     assert!(n_blocks < 50, "{n_blocks} blocks");
     rig.reopen();
     assert_eq!(rig.read(file, (1 << 40) - 5, 10).unwrap(), b"\0\0end");
-    assert_eq!(rig.getattr(file).unwrap().blocks, 16);
+    assert_eq!(rig.getattr(file).unwrap().blocks, 8);
     // Cut to nothing and grown again, it is one hole.
     rig.setattr(file, &SetAttr { size: Some(0), ..SetAttr::default() }, NOW).unwrap();
     rig.setattr(file, &SetAttr { size: Some(1 << 40), ..SetAttr::default() }, NOW).unwrap();
@@ -176,7 +180,8 @@ fn orphans_survive_a_checkpoint_and_not_a_crash() {
     settle(&rig);
     assert_eq!(rig.core().base.orphans.len(), 1);
     assert_eq!(rig.read(file, 0, 100).unwrap(), b"still here");
-    let shadow = rig.replay(rig.core().seq - 1);
+    let upto = rig.core().seq - 1;
+    let shadow = rig.replay(upto);
     assert_eq!(shadow.orphans().collect::<Vec<_>>(), [file]);
     rig.reopen();
     assert_eq!(rig.getattr(file), Err(Errno::ESTALE));

@@ -154,7 +154,9 @@ impl Fresh<'_> {
                 let size = file_size(self.io.source, cid)?;
                 let leaf = locate(&BlockNodes::new(self.io.source), cid, size, *offset)?;
                 let is_whole = |leaf: &Located| {
-                    leaf.start == *offset && leaf.len == CHUNK_BYTES && Codec::of(&leaf.cid) == Some(Codec::Raw)
+                    leaf.start == *offset
+                        && leaf.len == CHUNK_BYTES
+                        && Codec::of(&leaf.cid) == Some(Codec::Raw)
                 };
                 Ok(leaf.filter(is_whole).map(|leaf| leaf.cid))
             }

@@ -151,13 +151,7 @@ impl Directories {
     }
 
     /// Writes one directory; those below it have been written.
-    fn write(
-        &mut self,
-        state: &State,
-        io: Io<'_>,
-        contents: &Contents,
-        ino: Ino,
-    ) -> Result<(), DeriveError> {
+    fn write(&mut self, state: &State, io: Io<'_>, contents: &Contents, ino: Ino) -> Result<(), DeriveError> {
         let names = self.changes.remove(&ino).unwrap_or_default();
         let (old, size) = match (state.peek(ino), self.clean.get(&ino).and_then(|dir| dir.entry.as_ref())) {
             (Some(inode), _) => (inode.base.as_deref().map(|base| base.cid), inode.data),

@@ -5,7 +5,7 @@ use remora_vfs::attr::{FILE_BYTES_MAX, Ino, Kind, SetAttr, Timestamp};
 use remora_vfs::errno::Errno;
 use remora_vfs::filesystem::{Allocate, XattrMode};
 
-use crate::op::Op;
+use crate::op::{Op, WRITE_REF_BYTES_MAX};
 use crate::state::State;
 use crate::stop::Stop;
 use crate::xattr::{XATTR_BYTES_MAX, XATTR_NAME_BYTES_MAX, XATTR_VALUE_BYTES_MAX, bytes_of};
@@ -51,7 +51,7 @@ impl State {
         Ok(Some(Op::Write { ino, offset, data, time: now }))
     }
 
-    /// Writes bytes that are a raw block already.
+    /// Writes bytes that are a raw block already; `len` is the length of the block.
     ///
     /// # Errors
     /// As [`State::plan_write`].
@@ -64,7 +64,7 @@ impl State {
         now: Timestamp,
     ) -> Result<Op<'static>, Stop> {
         let end = self.check_range(ino, offset, len)?;
-        if len == 0 {
+        if len == 0 || len > WRITE_REF_BYTES_MAX {
             return Err(Errno::EINVAL.into());
         }
         self.check_limit(ino, offset, end)?;
@@ -154,14 +154,7 @@ impl State {
             return Err(Errno::EINVAL.into());
         }
         self.check_limit(to.0, to.1, end)?;
-        let op = Op::Clone {
-            src: from.0,
-            src_offset: from.1,
-            dst: to.0,
-            dst_offset: to.1,
-            len,
-            time: now,
-        };
+        let op = Op::Clone { src: from.0, src_offset: from.1, dst: to.0, dst_offset: to.1, len, time: now };
         Ok(Some((op, len)))
     }
 
@@ -200,12 +193,7 @@ impl State {
     ///
     /// # Errors
     /// `ENODATA`; [`Stop`].
-    pub fn plan_removexattr<'a>(
-        &mut self,
-        ino: Ino,
-        name: &'a [u8],
-        now: Timestamp,
-    ) -> Result<Op<'a>, Stop> {
+    pub fn plan_removexattr<'a>(&mut self, ino: Ino, name: &'a [u8], now: Timestamp) -> Result<Op<'a>, Stop> {
         check_xattr_name(name)?;
         match self.xattrs(ino)?.is_some_and(|map| map.contains_key(name)) {
             true => Ok(Op::RemoveXattr { ino, name, time: now }),

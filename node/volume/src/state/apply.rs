@@ -38,9 +38,7 @@ impl State {
             }
             Op::Rename { .. } => self.apply_rename(seq, op),
             Op::SetAttr { .. } => self.apply_set_attr(seq, op),
-            Op::SetXattr { ino, name, value, time } => {
-                self.apply_xattr(seq, *ino, name, Some(value), *time)
-            }
+            Op::SetXattr { ino, name, value, time } => self.apply_xattr(seq, *ino, name, Some(value), *time),
             Op::RemoveXattr { ino, name, time } => self.apply_xattr(seq, *ino, name, None, *time),
             Op::Write { ino, offset, data, time } => {
                 self.apply_write(seq, *ino, *offset, data.len(), data_offset, *time)

@@ -24,8 +24,7 @@ impl State {
             let damaged = Stop::Damaged { cid };
             let page = decode_orphan_page(&self.nodes.bytes(&cid)?).ok_or(damaged.clone())?;
             for orphan in page {
-                let inode =
-                    Inode::from_row(&orphan.row, &orphan.cid, orphan.tsize).ok_or(damaged.clone())?;
+                let inode = Inode::from_row(&orphan.row, &orphan.cid, orphan.tsize).ok_or(damaged.clone())?;
                 self.orphans.insert(inode.attr.ino);
                 self.table.insert(inode.attr.ino, Box::new(inode));
             }
@@ -71,7 +70,8 @@ impl State {
                 continue;
             }
             let damaged = Stop::Damaged { cid: self.tree.names };
-            let base = self.table.get(parent).and_then(|inode| inode.base.as_deref()).ok_or(damaged.clone())?;
+            let base =
+                self.table.get(parent).and_then(|inode| inode.base.as_deref()).ok_or(damaged.clone())?;
             let entry = lookup(&self.nodes, &base.cid, name)?.ok_or(damaged.clone())?;
             if self.admit(*parent, name, &entry)? != wanted {
                 return Err(damaged);

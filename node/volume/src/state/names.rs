@@ -162,12 +162,7 @@ impl State {
     /// Entries of a directory of the base, about `max`, in whole groups of equal cookies; and the last one's cookie,
     /// unless the directory ends there.
     #[allow(clippy::type_complexity)]
-    fn base_page(
-        &self,
-        base: &Cid,
-        from: u64,
-        max: usize,
-    ) -> Result<(Vec<(u64, Entry)>, Option<u64>), Stop> {
+    fn base_page(&self, base: &Cid, from: u64, max: usize) -> Result<(Vec<(u64, Entry)>, Option<u64>), Stop> {
         let mut entries = list_after(&self.nodes, base, Some(&Position::before_hash(from)), max + 1)?;
         if entries.len() <= max {
             return Ok((entries, None));

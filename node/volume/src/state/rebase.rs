@@ -82,11 +82,7 @@ impl State {
             self.tree = derived.tree.clone();
             self.tree_cid = derived.tree_cid;
             self.n_orphan_pages = self.tree.orphans.len();
-            self.rebase = Some(Rebase {
-                upto,
-                changed: Arc::clone(&derived.changed),
-                n_done: 0,
-            });
+            self.rebase = Some(Rebase { upto, changed: Arc::clone(&derived.changed), n_done: 0 });
         }
         for _ in 0..max_items {
             let Some(rebase) = &mut self.rebase else { return Ok(true) };
