@@ -4,10 +4,10 @@
 //! always holds: the same seed gives the same run, event by event; the digest of the report proves it. A rule that is
 //! left out on purpose ([`Mistake`]) must be noticed, or the simulation itself is at fault.
 
-pub mod check;
-pub mod host;
-pub mod shell;
-pub mod world;
+mod check;
+mod host;
+mod shell;
+mod world;
 
 use std::fmt;
 use std::ops::Range;

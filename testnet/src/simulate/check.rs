@@ -8,7 +8,7 @@ use crate::simulate::host::Commit;
 
 /// Everything the rules need to remember of a run.
 #[derive(Debug, Default)]
-pub struct Checker {
+pub(crate) struct Checker {
     /// Who became writer in a term: host and the number of its attempt.
     winners: BTreeMap<Term, (usize, u64)>,
     /// Which commit carries a (term, number).
@@ -21,17 +21,17 @@ pub struct Checker {
     /// The highest term each host told somebody that it promised.
     told: BTreeMap<usize, Term>,
     /// The first rule that was broken.
-    pub violation: Option<String>,
+    pub(crate) violation: Option<String>,
 }
 
 impl Checker {
     /// Notes a broken rule; the first one stays.
-    pub fn fail(&mut self, rule: String) {
+    pub(crate) fn fail(&mut self, rule: String) {
         self.violation.get_or_insert(rule);
     }
 
     /// A commit was made or stored: one (term, number) is one commit.
-    pub fn on_commit(&mut self, commit: &Commit) {
+    pub(crate) fn on_commit(&mut self, commit: &Commit) {
         let known = *self.commits.entry((commit.tip.term, commit.tip.seq)).or_insert(commit.tip.id);
         if known != commit.tip.id {
             self.fail(format!("two commits are number {} of term {}", commit.tip.seq, commit.tip.term));
@@ -39,7 +39,14 @@ impl Checker {
     }
 
     /// A host became the writer, with this log; `n_started` of `n_needed` keepers have its START on disk.
-    pub fn on_won(&mut self, host: usize, attempt: u64, term: Term, log: &[Commit], has_majority: bool) {
+    pub(crate) fn on_won(
+        &mut self,
+        host: usize,
+        attempt: u64,
+        term: Term,
+        log: &[Commit],
+        has_majority: bool,
+    ) {
         let known = *self.winners.entry(term).or_insert((host, attempt));
         if known != (host, attempt) {
             self.fail(format!("term {term} has two writers: host {} and host {host}", known.0));
@@ -58,7 +65,7 @@ impl Checker {
     }
 
     /// An application was told that a commit is durable.
-    pub fn on_acked(&mut self, commit: &Commit) {
+    pub(crate) fn on_acked(&mut self, commit: &Commit) {
         let tip = commit.tip;
         let known = *self.acked.entry(tip.seq).or_insert(tip);
         if known.id != tip.id {
@@ -77,13 +84,13 @@ impl Checker {
     }
 
     /// A host tells somebody that it promised a term.
-    pub fn on_promise_told(&mut self, host: usize, term: Term) {
+    pub(crate) fn on_promise_told(&mut self, host: usize, term: Term) {
         let told = self.told.entry(host).or_default();
         *told = (*told).max(term);
     }
 
     /// A host started again with this term on its disk.
-    pub fn on_restart(&mut self, host: usize, term: Term) {
+    pub(crate) fn on_restart(&mut self, host: usize, term: Term) {
         let told = self.told.get(&host).copied().unwrap_or_default();
         if term < told {
             self.fail(format!("host {host} forgot its promise of term {told}: its disk says {term}"));
@@ -91,7 +98,7 @@ impl Checker {
     }
 
     /// The number of commits acknowledged.
-    pub fn n_acked(&self) -> u64 {
+    pub(crate) fn n_acked(&self) -> u64 {
         self.acked.len() as u64
     }
 }

@@ -14,22 +14,22 @@ use remora_cluster::writer::Writer;
 use crate::simulate::Mistake;
 
 /// The one volume.
-pub const VOLUME: VolumeId = VolumeId([1; 16]);
+pub(crate) const VOLUME: VolumeId = VolumeId([1; 16]);
 /// Shorter than in life, so that a run sees many of them.
-pub const TIMES: LeaseTimes = LeaseTimes { writer_ms: 1_000, keeper_ms: 1_200, renew_ms: 250 };
+pub(crate) const TIMES: LeaseTimes = LeaseTimes { writer_ms: 1_000, keeper_ms: 1_200, renew_ms: 250 };
 
 /// A commit: as much of it as the protocol sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Commit {
+pub(crate) struct Commit {
     /// Term, number, digest.
-    pub tip: Tip,
+    pub(crate) tip: Tip,
     /// The digest before it.
-    pub prev: CommitId,
+    pub(crate) prev: CommitId,
 }
 
 impl Commit {
     /// The commit after `prev`; `nonce` stands for its content.
-    pub fn after(prev: Tip, term: Term, nonce: u64) -> Self {
+    pub(crate) fn after(prev: Tip, term: Term, nonce: u64) -> Self {
         let mut id = CommitId::default();
         id.0[..8].copy_from_slice(&nonce.to_le_bytes());
         id.0[8..16].copy_from_slice(&term.0.to_le_bytes());
@@ -39,25 +39,25 @@ impl Commit {
     }
 
     /// As a keeper sees it.
-    pub fn header(&self) -> CommitHeader {
+    pub(crate) fn header(&self) -> CommitHeader {
         CommitHeader { tip: self.tip, prev: self.prev }
     }
 }
 
 /// What survives a crash.
 #[derive(Debug, Clone)]
-pub struct Disk {
+pub(crate) struct Disk {
     /// The ctl record.
-    pub record: Promise,
+    pub(crate) record: Promise,
     /// The log.
-    pub log: Vec<Commit>,
+    pub(crate) log: Vec<Commit>,
     /// The highest term this host used as a candidate.
-    pub term_used: Term,
+    pub(crate) term_used: Term,
 }
 
 /// Who waits for the answer to a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Caller {
+pub(crate) enum Caller {
     /// The candidate of this attempt.
     Acquire(u64),
     /// The candidate of this attempt, fetching the chain.
@@ -70,7 +70,7 @@ pub enum Caller {
 
 /// What travels.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Payload {
+pub(crate) enum Payload {
     /// A message without commits.
     Plain(Message),
     /// An Append.
@@ -81,57 +81,57 @@ pub enum Payload {
 
 /// A request that a keeper has not answered yet.
 #[derive(Debug, Clone)]
-pub struct Pending {
+pub(crate) struct Pending {
     /// Who asked.
-    pub from: usize,
+    pub(crate) from: usize,
     /// Its number for the answer.
-    pub rpc: u64,
+    pub(crate) rpc: u64,
     /// The commits of an Append.
-    pub commits: Vec<Commit>,
+    pub(crate) commits: Vec<Commit>,
 }
 
 /// One host.
 #[derive(Debug)]
-pub struct Host {
+pub(crate) struct Host {
     /// Its place in the world.
-    pub index: usize,
+    pub(crate) index: usize,
     /// What survives.
-    pub disk: Disk,
+    pub(crate) disk: Disk,
     /// The log as written, synced or not.
-    pub log: Vec<Commit>,
+    pub(crate) log: Vec<Commit>,
     /// Its keeper.
-    pub keeper: Keeper,
+    pub(crate) keeper: Keeper,
     /// The attempt under way.
-    pub acquire: Option<Acquire>,
+    pub(crate) acquire: Option<Acquire>,
     /// The writer, after it won.
-    pub writer: Option<Writer>,
+    pub(crate) writer: Option<Writer>,
     /// The number of the newest attempt.
-    pub attempt: u64,
+    pub(crate) attempt: u64,
     /// Raised by every crash: what was scheduled before is void.
-    pub life: u64,
+    pub(crate) life: u64,
     /// Whether it runs.
-    pub is_up: bool,
+    pub(crate) is_up: bool,
     /// Whether the application has stopped and the volume is to be given back.
-    pub is_closing: bool,
+    pub(crate) is_closing: bool,
     /// The last commit acknowledged by the writer here.
-    pub acked_seq: u64,
+    pub(crate) acked_seq: u64,
     /// Requests that the keeper has not answered.
-    pub pending: BTreeMap<RequestId, Pending>,
+    pub(crate) pending: BTreeMap<RequestId, Pending>,
     /// Effects that wait for the disk.
-    pub effects: VecDeque<KeeperEffect>,
+    pub(crate) effects: VecDeque<KeeperEffect>,
     /// Events that wait for the effects.
-    pub inbox: VecDeque<KeeperEvent>,
+    pub(crate) inbox: VecDeque<KeeperEvent>,
     /// Whether the ctl record or the fork is being written.
-    pub is_disk_busy: bool,
+    pub(crate) is_disk_busy: bool,
 }
 
 /// The peer id of a host.
-pub fn peer(index: usize) -> PeerId {
+pub(crate) fn peer(index: usize) -> PeerId {
     PeerId([index as u8 + 1; 32])
 }
 
 /// The host of a peer id.
-pub fn host_of(peer: &PeerId) -> usize {
+pub(crate) fn host_of(peer: &PeerId) -> usize {
     peer.0[0] as usize - 1
 }
 
@@ -144,13 +144,13 @@ fn chain_of(log: &[Commit]) -> Chain {
 }
 
 /// The end of a log.
-pub fn tip_of(log: &[Commit]) -> Tip {
+pub(crate) fn tip_of(log: &[Commit]) -> Tip {
     log.last().map_or(Tip::default(), |commit| commit.tip)
 }
 
 impl Host {
     /// A new host with this record on its disk.
-    pub fn new(index: usize, record: Promise, mistake: Option<Mistake>) -> Self {
+    pub(crate) fn new(index: usize, record: Promise, mistake: Option<Mistake>) -> Self {
         let disk = Disk { record: record.clone(), log: Vec::new(), term_used: Term(0) };
         let keeper = Keeper::new(peer(index), record, Chain::default(), false, TIMES, Millis(0));
         let mut host = Host {
@@ -180,7 +180,7 @@ impl Host {
     }
 
     /// Loses power. Of what was written and not synced, the first `n_kept` commits are on disk all the same.
-    pub fn crash(&mut self, n_kept: usize) {
+    pub(crate) fn crash(&mut self, n_kept: usize) {
         let n_synced = self.disk.log.len();
         if self.log.get(..n_synced) == Some(self.disk.log.as_slice()) {
             let end = self.log.len().min(n_synced + n_kept);
@@ -197,7 +197,7 @@ impl Host {
     }
 
     /// Starts again from its disk.
-    pub fn restart(&mut self, now: Millis, mistake: Option<Mistake>) {
+    pub(crate) fn restart(&mut self, now: Millis, mistake: Option<Mistake>) {
         self.is_up = true;
         self.is_closing = false;
         self.log = self.disk.log.clone();
@@ -207,7 +207,7 @@ impl Host {
     }
 
     /// Puts the log on disk up to `tip`, if it is still in the log.
-    pub fn sync_to(&mut self, tip: Tip) {
+    pub(crate) fn sync_to(&mut self, tip: Tip) {
         let end = tip.seq as usize;
         let is_there = end > 0 && self.log.get(end - 1).is_some_and(|commit| commit.tip == tip);
         if is_there && end > self.disk.log.len() {
@@ -216,7 +216,7 @@ impl Host {
     }
 
     /// The commits after `after`; None if the log does not hold it.
-    pub fn commits_after(&self, after: &Tip) -> Option<Vec<Commit>> {
+    pub(crate) fn commits_after(&self, after: &Tip) -> Option<Vec<Commit>> {
         let start = after.seq as usize;
         let holds = start == 0 || self.log.get(start - 1).is_some_and(|commit| commit.tip == *after);
         holds.then(|| self.log.get(start..).unwrap_or_default().iter().take(4_096).copied().collect())

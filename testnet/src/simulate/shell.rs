@@ -331,7 +331,7 @@ impl World {
                 }
             }
             (Caller::Fetch(of), Payload::Chunk(chunk)) if of == attempt => {
-                self.on_chunk(host, attempt, chunk)
+                self.on_chunk(host, attempt, chunk);
             }
             (Caller::Adopt(of), Payload::Plain(message)) if of == attempt => {
                 let event = match message {

@@ -22,7 +22,7 @@ const TICK_US: u64 = 60_000;
 
 /// What happens at a moment.
 #[derive(Debug, Clone)]
-pub enum Event {
+pub(crate) enum Event {
     /// A request arrives.
     Request { from: usize, to: usize, rpc: u64, payload: Payload },
     /// An answer arrives.
@@ -49,7 +49,7 @@ pub enum Event {
 
 /// What a disk finished.
 #[derive(Debug, Clone)]
-pub enum DiskDone {
+pub(crate) enum DiskDone {
     /// The record, and what may follow.
     Record { record: Box<Promise>, then: Vec<remora_cluster::keeper::KeeperEffect> },
     /// The commits a keeper added.
@@ -77,17 +77,17 @@ struct Rates {
 
 /// What one seed gave.
 #[derive(Debug, Clone)]
-pub struct Outcome {
+pub(crate) struct Outcome {
     /// What was counted.
-    pub counts: Counts,
+    pub(crate) counts: Counts,
     /// The rule that was broken, if one was.
-    pub violation: Option<String>,
+    pub(crate) violation: Option<String>,
     /// Over every event, in order.
-    pub digest: u64,
+    pub(crate) digest: u64,
 }
 
 /// One run.
-pub struct World {
+pub(crate) struct World {
     pub(super) mistake: Option<Mistake>,
     random: u64,
     pub(super) now_us: u64,
@@ -109,7 +109,7 @@ pub struct World {
 
 impl World {
     /// The world of a seed.
-    pub fn new(seed: u64, mistake: Option<Mistake>) -> Self {
+    pub(crate) fn new(seed: u64, mistake: Option<Mistake>) -> Self {
         let mut world = World {
             mistake,
             random: seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ 0x2545_F491_4F6C_DD1D,
@@ -236,7 +236,7 @@ impl World {
 
     /// Runs to the end: first with faults, then without, when the volume must become writable with all that was
     /// acknowledged.
-    pub fn run(mut self) -> Outcome {
+    pub(crate) fn run(mut self) -> Outcome {
         while let Some(Reverse((at, order))) = self.queue.pop() {
             let Some(event) = self.events.remove(&order) else { continue };
             if at > END_US {
