@@ -49,14 +49,27 @@ impl Report {
     /// Prints the closing table.
     pub fn close(self) {
         let mut table = comfy_table::Table::new();
-        table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
-        table.set_header([self.title.as_str(), "result", "time"]);
+        table.load_style(comfy_table::presets::NOTHING);
         for (what, fact, took) in &self.rows {
-            table.add_row([what.clone(), fact.clone(), took.map_or_else(String::new, seconds)]);
+            table.add_row([what.clone(), shortened(fact), took.map_or_else(String::new, seconds)]);
         }
         table.add_row(["in all", "", seconds(self.began.elapsed()).as_str()]);
-        println!("\n{table}");
+        let text = table.to_string();
+        let wide = text.lines().map(|line| line.trim_end().chars().count()).max().unwrap_or(0);
+        println!("\n {}\n {}", self.title, "─".repeat(wide));
+        for line in text.lines() {
+            println!("{}", line.trim_end());
+        }
     }
+}
+
+/// What fits into a table; the whole was printed when it happened.
+fn shortened(fact: &str) -> String {
+    const CHARS_MAX: usize = 60;
+    if fact.chars().count() <= CHARS_MAX {
+        return fact.to_owned();
+    }
+    fact.chars().take(CHARS_MAX - 1).chain(['…']).collect()
 }
 
 /// A bar on stderr (drawn only on a terminal); `total` 0 means unknown.

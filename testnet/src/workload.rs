@@ -129,7 +129,7 @@ pub fn odd_tree(into: &Path) -> Result<()> {
     rustix::fs::setxattr(at("sticky"), "trusted.note", &[0u8, 255, 7], rustix::fs::XattrFlags::empty())?;
     let sparse = File::create(at("sparse"))?;
     sparse.write_all_at(b"start", 0)?;
-    sparse.write_all_at(b"far away", 5 << 30)?;
+    sparse.write_all_at(b"far away", 64 << 20)?;
     sparse.sync_all()?;
     std::fs::write(at("name with \n newline \u{fc}"), "odd")?;
     let old = std::time::UNIX_EPOCH + std::time::Duration::new(981_173_106, 789_000_001);

@@ -50,7 +50,6 @@ pub const FLAG_MEMBERS: u64 = 8;
 pub const FLAG_SNAPSHOT: u64 = 16;
 const FLAGS_KNOWN: u64 = FLAG_END | FLAG_START | FLAG_CHECKPOINT | FLAG_MEMBERS | FLAG_SNAPSHOT;
 
-
 /// A sha2-256 digest.
 pub type Digest = [u8; 32];
 

@@ -280,7 +280,8 @@ impl Journal {
         if self.failed.is_some() || self.waiters.iter().all(|(seq, _)| *seq > durable) {
             return Vec::new();
         }
-        let (done, waiting) = std::mem::take(&mut self.waiters).into_iter().partition(|(seq, _)| *seq <= durable);
+        let (done, waiting) =
+            std::mem::take(&mut self.waiters).into_iter().partition(|(seq, _)| *seq <= durable);
         self.waiters = waiting;
         let done: Vec<(u64, Done)> = done;
         done.into_iter().map(|(_, done)| done).collect()

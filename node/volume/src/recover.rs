@@ -136,8 +136,11 @@ pub fn replay_all(
         }
         Some(last) => {
             let (tree, seq) = (last.header.base, last.header.base_seq);
-            let known = (genesis.seq == seq)
-                .then_some(Tip { term: genesis.term, seq: genesis.seq, digest: genesis.digest });
+            let known = (genesis.seq == seq).then_some(Tip {
+                term: genesis.term,
+                seq: genesis.seq,
+                digest: genesis.digest,
+            });
             replay(log, blocks, volume, (tree, seq, known), u64::MAX)
         }
     }
@@ -256,7 +259,9 @@ impl<'a> Replay<'a> {
     }
 
     fn apply(&mut self, seq: u64, data_offset: usize, op: &Op<'_>) -> Result<(), OpenError> {
-        with_blocks(&mut self.done.state, self.blocks, seq, |state| state.apply(seq, data_offset, op).map(drop))
+        with_blocks(&mut self.done.state, self.blocks, seq, |state| {
+            state.apply(seq, data_offset, op).map(drop)
+        })
     }
 
     fn end(mut self) -> Replayed {

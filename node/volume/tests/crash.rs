@@ -1,5 +1,8 @@
 //! Power cuts: what was promised is there, and what was not is a prefix of what was done.
 
+// A test that cannot go on says so by panicking.
+#![allow(clippy::unwrap_used)]
+
 mod rig;
 
 use std::collections::BTreeMap;

@@ -1,15 +1,20 @@
 //! A mounted volume does what a file system must, and what it says about durability.
 
+// A test that cannot go on says so by panicking.
+#![allow(clippy::unwrap_used)]
+
 mod rig;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use remora_store::sim::{CallKind, SimDisk};
 use remora_vfs::attr::{ROOT_INO, SetAttr, Timestamp};
 use remora_vfs::conformance::run;
 use remora_vfs::errno::Errno;
 use remora_vfs::filesystem::{Filesystem, RenameMode};
+use remora_volume::clock::Clock;
 use remora_volume::commit::Commit;
 use remora_volume::journal::durability::{CommitFrame, Durability, Replicator};
 use remora_volume::op::Op;
@@ -302,6 +307,46 @@ fn a_closed_volume_changes_no_more() {
     assert_eq!(tip, volume.tip());
     assert_eq!(volume.write(attr.ino, 0, b"x", NOW), Err(Errno::EIO));
     assert_eq!(volume.durable_seq(), tip.seq);
+}
+
+/// Time that goes on only when it is told to.
+#[derive(Default)]
+struct Hand(AtomicU64);
+
+impl Clock for Hand {
+    fn elapsed(&self) -> Duration {
+        Duration::from_millis(self.0.load(Ordering::Relaxed))
+    }
+
+    fn now(&self) -> Timestamp {
+        NOW
+    }
+}
+
+#[test]
+fn what_nobody_waits_for_is_synced_by_itself() {
+    let store = store_on(Arc::new(SimDisk::new(18)));
+    let clock = Arc::new(Hand::default());
+    let mut options = options_on(&store);
+    options.clock = clock.clone();
+    let volume = Volume::open(options).unwrap();
+    let at = |ms| {
+        clock.0.store(ms, Ordering::Relaxed);
+        volume.tick();
+        let status = volume.status();
+        (status.tip.seq, status.synced_seq, status.base_seq)
+    };
+    let attr = file(&volume, b"a");
+    volume.write(attr.ino, 0, &pattern(100_000, 1), NOW).unwrap();
+    assert_eq!(at(50), (0, 0, 0), "still being collected");
+    assert_eq!(at(199), (0, 0, 0));
+    assert_eq!(at(200), (1, 0, 0), "in the log");
+    assert_eq!(at(999), (1, 0, 0));
+    assert_eq!(at(1000), (1, 1, 0), "on disk");
+    assert_eq!(at(29_000), (1, 1, 0));
+    assert_eq!(at(31_000), (2, 2, 1), "a checkpoint, as nobody is disturbed by it");
+    assert_eq!(at(99_000), (2, 2, 1), "and then nothing");
+    assert_eq!(content(&volume, b"a").unwrap(), pattern(100_000, 1));
 }
 
 #[test]

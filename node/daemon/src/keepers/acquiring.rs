@@ -51,6 +51,10 @@ fn options(members: &Membership, kept: &Kept, record: &VolumeRecord) -> AcquireO
     let connected: Vec<PeerId> =
         members.net().map(|net| net.connected().into_iter().map(|c| c.peer).collect()).unwrap_or_default();
     let replicas = record.replicas as usize;
+    // A holder that is alive goes on renewing: waiting for its lease would only make the refusal late.
+    let holder = kept.promise().hold.filter(|h| h.released.is_none()).map(|h| h.peer);
+    let hinted = members.read(|r| r.holder(&record.id)).and_then(|(holder, _)| holder.writer);
+    let is_alive = [holder, hinted].iter().flatten().any(|peer| connected.contains(peer));
     let (ranked, invited) = members.read(|registry| {
         let candidates = registry.candidates();
         let ranked = choose(&record.id.0, &candidates, candidates.len());
@@ -66,7 +70,7 @@ fn options(members: &Membership, kept: &Kept, record: &VolumeRecord) -> AcquireO
         ranked,
         invited,
         evidence: None,
-        waits_for_lease: true,
+        waits_for_lease: !is_alive,
         deadline: Millis(boot_ms()) + DEADLINE_MS,
         now_unix_ms: unix_ms(),
     }

@@ -8,11 +8,13 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use remora_cluster::acquire::Won;
 use remora_cluster::config::Durability;
 use remora_cluster::identity::PeerId;
 use remora_cluster::lease::{LeaseTimes, Millis};
 use remora_cluster::message::Message;
+use remora_cluster::tip::{CommitId, Term, Tip};
 use remora_cluster::writer::{Writer, WriterEffect, WriterEvent};
 use remora_volume::journal::durability::{CommitFrame, Replicator};
 use remora_volume::volume::Volume;
@@ -43,6 +45,8 @@ pub(crate) enum Ring {
 /// The journal's door: rings once until the thread has looked.
 pub(crate) struct Bell {
     rung: AtomicBool,
+    /// The newest commit in the log. The journal's own word for it comes a moment later than the ring.
+    newest: Mutex<Tip>,
     sender: Sender<Ring>,
     /// The oldest commit some keeper lacks; 0 for none.
     oldest_needed: AtomicU64,
@@ -55,6 +59,7 @@ impl Bell {
         let (sender, receiver) = channel();
         let bell = Bell {
             rung: AtomicBool::new(false),
+            newest: Mutex::new(Tip::default()),
             sender,
             oldest_needed: AtomicU64::new(0),
             has_peers: AtomicBool::new(false),
@@ -68,7 +73,9 @@ impl Bell {
 }
 
 impl Replicator for Bell {
-    fn commit(&self, _frame: CommitFrame) {
+    fn commit(&self, frame: CommitFrame) {
+        let id = CommitId::from_cid(&frame.cid).unwrap_or_default();
+        *self.newest.lock() = Tip { term: Term(frame.term), seq: frame.seq, id };
         if self.has_peers.load(Ordering::Relaxed) && !self.rung.swap(true, Ordering::AcqRel) {
             let _ended = self.sender.send(Ring::Commits);
         }
@@ -139,10 +146,11 @@ impl Sending {
         self.stream.bell.rung.store(false, Ordering::Release);
         let status = self.stream.volume.status();
         let now = Millis(boot_ms());
-        let tip = from_volume(status.tip);
+        let newest = *self.stream.bell.newest.lock();
+        let tip = if newest.seq > status.tip.seq { newest } else { from_volume(status.tip) };
         let appended = self.machine.on(now, WriterEvent::Appended { tip });
         let durable = self.machine.on(now, WriterEvent::LocalDurable { seq: status.synced_seq });
-        self.owes = status.synced_seq < status.tip.seq && self.machine.config().durability == Durability::Quorum;
+        self.owes = status.synced_seq < tip.seq && self.machine.config().durability == Durability::Quorum;
         self.apply(appended);
         self.apply(durable);
     }

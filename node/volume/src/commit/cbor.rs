@@ -147,7 +147,11 @@ impl<'a> Decoder<'a> {
         if &self.bytes[range] == key.as_bytes() { Ok(()) } else { Err(self.malformed(key)) }
     }
 
-    pub(super) fn byte_string(&mut self, what: &'static str, max: usize) -> Result<Range<usize>, CommitError> {
+    pub(super) fn byte_string(
+        &mut self,
+        what: &'static str,
+        max: usize,
+    ) -> Result<Range<usize>, CommitError> {
         let n = self.number(BYTES, what)?;
         match usize::try_from(n) {
             Ok(n) if n <= max => self.take(n, what),

@@ -2,9 +2,7 @@
 
 use remora_vfs::attr::{Attr, DirEntry, Ino, NewNode, SetAttr, StatFs, Timestamp};
 use remora_vfs::errno::Errno;
-use remora_vfs::filesystem::{
-    Allocate, Caller, Done, Filesystem, RenameMode, Reply, Seek, XattrMode,
-};
+use remora_vfs::filesystem::{Allocate, Caller, Done, Filesystem, RenameMode, Reply, Seek, XattrMode};
 
 use crate::op::Op;
 use crate::plan::check_name;
@@ -117,8 +115,7 @@ impl Filesystem for Volume {
         if how != Allocate::Punch {
             self.shared.check_space(SMALL_BYTES)?;
         }
-        self.shared
-            .change(|state| state.plan_allocate(ino, how, offset, len, now).map(Some), |_, _| Ok(()))
+        self.shared.change(|state| state.plan_allocate(ino, how, offset, len, now).map(Some), |_, _| Ok(()))
     }
 
     fn seek(&self, ino: Ino, what: Seek, offset: u64) -> Reply<u64> {
@@ -176,8 +173,7 @@ impl Filesystem for Volume {
 
     fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], mode: XattrMode, now: Timestamp) -> Reply<()> {
         self.shared.check_space(SMALL_BYTES + value.len() as u64)?;
-        self.shared
-            .change(|state| state.plan_setxattr(ino, name, value, mode, now).map(Some), |_, _| Ok(()))
+        self.shared.change(|state| state.plan_setxattr(ino, name, value, mode, now).map(Some), |_, _| Ok(()))
     }
 
     fn listxattr(&self, ino: Ino) -> Reply<Vec<Vec<u8>>> {

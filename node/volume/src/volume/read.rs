@@ -75,10 +75,13 @@ impl Shared {
                 Source::Bytes(bytes) => out.extend_from_slice(&bytes),
                 Source::Memory(batch, range) => out.extend_from_slice(&batch.ops[range]),
                 Source::Log(position, range) => {
-                    out.extend_from_slice(&self.log.read(position, range).map_err(log_failure)?);
+                    out.extend_from_slice(
+                        &self.log.read(position, range).map_err(|error| log_failure(&error))?,
+                    );
                 }
                 Source::Block(cid, offset, len) => {
-                    let bytes = self.blocks.get_range(&cid, offset, len).map_err(block_failure)?;
+                    let bytes =
+                        self.blocks.get_range(&cid, offset, len).map_err(|error| block_failure(&error))?;
                     out.extend_from_slice(&bytes);
                 }
                 Source::Zero(len) => out.resize(out.len() + len, 0),
@@ -115,7 +118,9 @@ fn source_of(core: &Core, piece: &Piece) -> Result<Source, Stop> {
         return ops.get(range).map(|bytes| Source::Bytes(bytes.to_vec())).ok_or(Stop::Errno(Errno::EIO));
     }
     match core.journal.payload(seq) {
-        Some(Payload::Memory(batch)) if range.end <= batch.ops.len() => Ok(Source::Memory(batch.clone(), range)),
+        Some(Payload::Memory(batch)) if range.end <= batch.ops.len() => {
+            Ok(Source::Memory(batch.clone(), range))
+        }
         Some(Payload::Log { position, ops_offset }) => {
             Ok(Source::Log(*position, ops_offset + range.start..ops_offset + range.end))
         }
@@ -123,7 +128,7 @@ fn source_of(core: &Core, piece: &Piece) -> Result<Source, Stop> {
     }
 }
 
-fn log_failure(error: LogError) -> Failed {
+fn log_failure(error: &LogError) -> Failed {
     if let LogError::Gone { .. } = error {
         return Failed::Moved;
     }
@@ -131,8 +136,7 @@ fn log_failure(error: LogError) -> Failed {
     Failed::Errno(Errno::EIO)
 }
 
-#[allow(clippy::needless_pass_by_value)]
-fn block_failure(error: SourceError) -> Failed {
+fn block_failure(error: &SourceError) -> Failed {
     tracing::warn!(%error, "read file content");
     Failed::Errno(Errno::EIO)
 }

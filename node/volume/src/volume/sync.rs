@@ -16,8 +16,8 @@ use remora_vfs::errno::Errno;
 use remora_vfs::filesystem::{Done, Reply};
 
 use crate::commit::{Commit, CommitHeader, Tip};
-use crate::journal::frames::commit_meta;
 use crate::journal::durability::CommitFrame;
+use crate::journal::frames::commit_meta;
 use crate::journal::{Appended, Batch, Pen};
 use crate::volume::shared::Shared;
 
@@ -178,7 +178,8 @@ impl Shared {
         assert!(batch.seq == tip.seq + 1, "batches are written in order");
         let commit = Commit::seal(header, &batch.ops, batch.data.clone())
             .map_err(|error| Trouble::Failed(format!("seal commit {}: {error}", batch.seq)))?;
-        let meta = commit_meta(&commit).ok_or_else(|| Trouble::Failed(format!("term {} is too large", self.term)))?;
+        let meta = commit_meta(&commit)
+            .ok_or_else(|| Trouble::Failed(format!("term {} is too large", self.term)))?;
         let position = self.log.append(&meta, &[&commit.bytes]).map_err(log_trouble)?;
         let appended = Appended { tip: commit.tip(), position, ops_offset: commit.ops_offset() };
         self.replicator.commit(CommitFrame {
