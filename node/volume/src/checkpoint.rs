@@ -127,9 +127,16 @@ impl Shared {
         }
         let (derived, ops_bytes) = derived?;
         while !self.core.lock().state.rebase(&derived, upto, REBASE_ITEMS)? {}
-        self.core.lock().journal.forget_until(upto, ops_bytes);
+        let inline = {
+            let mut core = self.core.lock();
+            // A copy made while the tree was derived may still read what the tree contains from the log.
+            let inline = core.state.oldest_inline().unwrap_or(u64::MAX);
+            core.journal.forget_until(upto.min(inline.saturating_sub(1)), ops_bytes);
+            inline
+        };
         let needed = self.replicator.oldest_needed().unwrap_or(u64::MAX);
-        self.log.drop_before(needed.min(upto + 1))?;
+        // The commit that the tree ends with stays: it says where a keeper that begins with the tree begins.
+        self.log.drop_before(needed.min(inline).min(upto))?;
         tracing::info!(tree = %derived.tree_cid, upto, ops_bytes, "checkpoint");
         Ok((derived.tree_cid, upto))
     }

@@ -165,7 +165,12 @@ impl Candidate<'_, '_> {
 
     /// The election is won but the volume cannot be opened here: nobody else should wait for us.
     fn give_back(&self, term: Term, tip: Tip, config: &Config) {
-        for to in config.voters() {
+        let mut told = config.voters();
+        told.extend(self.kept.config().map(|known| known.voters()).unwrap_or_default());
+        told.push(self.keepers.members().me());
+        told.sort_unstable();
+        told.dedup();
+        for to in told {
             let _best_effort = self.keepers.ask(self.record.id, to, Message::Release { term, tip });
         }
     }

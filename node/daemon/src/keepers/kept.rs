@@ -83,8 +83,14 @@ impl Kept {
             tracing::error!(volume = %id, ?recovery, "the log is damaged: this keeper does not vote");
         }
         let base = promise.checkpoint.map(|c| c.tip).unwrap_or_default();
+        let mut chain = chain.finish(base);
+        if base.seq > chain.tip.seq && !is_damaged {
+            // The checkpoint was promised and the crash came before the old log was set aside.
+            log.truncate_after(0, &dir.fork()).map_err(|e| damaged(&id, "begin the log at its checkpoint", &e))?;
+            chain = Chain::from_base(base);
+        }
         let now = Millis(boot_ms());
-        let machine = Keeper::new(me, promise, chain.finish(base), is_damaged, LeaseTimes::default(), now);
+        let machine = Keeper::new(me, promise, chain, is_damaged, LeaseTimes::default(), now);
         let inner = Inner {
             machine,
             next_request: 1,
@@ -138,8 +144,10 @@ impl Kept {
     /// The writer on this host has ended.
     pub(crate) fn detach(&self) {
         let mut inner = self.inner.lock();
-        self.note_local(&mut inner);
-        inner.local = None;
+        if inner.local.take().is_some() {
+            let tip = self.end(&inner);
+            self.drive(&mut inner, KeeperEvent::LocalStopped { tip });
+        }
     }
 
     /// The writer on this host.
@@ -291,6 +299,11 @@ impl Kept {
             tracing::error!(volume = %self.id, %term, "another host takes the volume over: this mount answers EIO");
             volume.fail("another host took the volume over");
         }
+        self.end(inner)
+    }
+
+    /// Where the log ends.
+    fn end(&self, inner: &Inner) -> Tip {
         let end = self.log.tail().map_or(0, |tail| tail.seq);
         tip_at(&self.log, end).unwrap_or(inner.machine.durable_tip())
     }

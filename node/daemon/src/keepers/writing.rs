@@ -58,6 +58,11 @@ impl Writing {
         let (bell, inbox) = Bell::new();
         let mut opened: Option<Arc<Volume>> = None;
         let won = acquire(keepers, &kept, record, &mut |term, after, config| {
+            if let Some(earlier) = opened.take() {
+                // A carried configuration takes two STARTs: the first one's writer is over.
+                earlier.fail("another term of this host began");
+                kept.detach();
+            }
             let volume = open_at(keepers, &kept, record, (term, config), (&genesis, limits), &bell)?;
             opened = Some(Arc::clone(&volume));
             kept.attach(Arc::clone(&volume));

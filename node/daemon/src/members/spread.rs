@@ -25,21 +25,23 @@ const MESSAGES_MAX: usize = 10_000;
 
 /// Brings this host and `peer` to the same registry, as far as they reach.
 pub(crate) async fn exchange(members: &Arc<Membership>, net: &Net, peer: PeerId) -> Result<(), String> {
+    let mut hello = members.read(|registry| registry.hello());
     for _ in 0..MESSAGES_MAX {
-        let hello = members.read(|registry| registry.hello());
         let answer = say(net, &peer, &RegistryMessage::Hello(hello)).await?;
         let RegistryMessage::Deltas(deltas) = answer else { return Err("an answer that is no deltas".into()) };
-        let (is_more, theirs) = (deltas.more, deltas.hello.clone());
+        let theirs = deltas.hello.clone();
         let keeper = Arc::clone(members);
         // The disk is waited for on a thread that may wait.
         let merged = tokio::task::spawn_blocking(move || keeper.merge(deltas)).await.map_err(|e| e.to_string())?;
         let lacking = theirs.and_then(|hello| members.read(|r| r.deltas_for(&hello, EXCHANGE_BYTES_MAX - 4096)));
-        let is_done = !is_more && lacking.as_ref().is_none_or(|d| !d.more);
+        let is_sent = lacking.as_ref().is_none_or(|deltas| !deltas.more);
         if let Some(deltas) = lacking {
             say(net, &peer, &RegistryMessage::Deltas(deltas)).await?;
         }
-        if is_done || (is_more && !merged.is_vector_moved) {
-            return Ok(());
+        match merged.next {
+            Some(next) => hello = next,
+            None if is_sent => return Ok(()),
+            None => hello = members.read(|registry| registry.hello()),
         }
     }
     Err("the exchange does not come to an end".into())

@@ -169,7 +169,8 @@ fn write_task(core: &mut Core, now: Duration) -> Option<Task> {
     let is_old = unsynced.is_some_and(|at| now.saturating_sub(at) >= SYNC_AGE);
     let is_awaited = core.journal.has_unsynced_waiters();
     let is_much = core.journal.unsynced_weight() >= SYNC_BYTES;
-    if !(is_cut || is_old || is_much || is_awaited && core.wish.write || core.journal.has_closed()) {
+    // Somebody who came while the pen was away left no wish behind: that he waits is reason enough.
+    if !(is_cut || is_old || is_much || is_awaited || core.journal.has_closed()) {
         core.wish.write = false;
         return None;
     }
