@@ -11,6 +11,7 @@ use remora_net::net::Net;
 use remora_store::blocks::{Blocks, BlocksOptions};
 use remora_store::disk::RealDisk;
 use remora_store::index::IndexKind;
+use remora_store::layout::pack_name;
 use remora_store::lock::DataLock;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -79,7 +80,8 @@ async fn live(data: &DataDir, socket: &Path, config: Config, papers: Papers) -> 
     let driver = Driver::new();
     let (plugin, plugin_warning) = open_plugin(&config, &driver).await?;
     let listener = api::listen(socket).await?;
-    let blocks = NodeBlocks::new(open_blocks(data)?);
+    let (store, damage) = open_blocks(data)?;
+    let blocks = NodeBlocks::new(store);
     let identity = papers.identity.clone();
     let members = Membership::open(data, papers, &config)?;
     let peers = Peers::new(Arc::clone(&members), blocks.store());
@@ -98,7 +100,7 @@ async fn live(data: &DataDir, socket: &Path, config: Config, papers: Papers) -> 
     driver.connect(Arc::clone(&volumes));
     let services = Arc::new(Services {
         docker: parking_lot::Mutex::new(plugin.as_ref().map(|(_, path)| path.clone())),
-        warnings: parking_lot::Mutex::new(plugin_warning.into_iter().collect()),
+        warnings: parking_lot::Mutex::new(plugin_warning.into_iter().chain(damage).collect()),
         config,
         data: DataDir::new(data.root()),
         members: Arc::clone(&members),
@@ -145,7 +147,8 @@ async fn finish(api: tokio::task::JoinHandle<()>, restore: tokio::task::JoinHand
     }
 }
 
-fn open_blocks(data: &DataDir) -> Result<Arc<Blocks>, Failure> {
+/// The block store, and what of it is damaged: those blocks are asked of peers, all others are served.
+fn open_blocks(data: &DataDir) -> Result<(Arc<Blocks>, Vec<String>), Failure> {
     let options = BlocksOptions::new(IndexKind::Sled(data.store().index()));
     let blocks = Blocks::open(Arc::new(RealDisk), &data.store().packs(), options)
         .map_err(|e| Failure::new(Code::Damaged, format!("open the block store: {}", chain(&e))))?;
@@ -153,7 +156,12 @@ fn open_blocks(data: &DataDir) -> Result<Arc<Blocks>, Failure> {
     if *recovery != remora_store::blocks::BlocksRecovery::default() {
         tracing::info!(?recovery, "the block store was not closed cleanly, or its index was gone");
     }
-    Ok(Arc::new(blocks))
+    let damage = |d: &remora_store::blocks::DamagedStretch| {
+        let file = data.store().packs().join(pack_name(d.pack));
+        format!("{} is damaged at byte {}: blocks there are fetched from other hosts, if they have them", file.display(), d.at)
+    };
+    let damage = recovery.damaged.iter().map(damage).collect();
+    Ok((Arc::new(blocks), damage))
 }
 
 fn start_net(

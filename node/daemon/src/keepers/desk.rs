@@ -40,6 +40,8 @@ pub(crate) struct Keepers {
     members: Arc<Membership>,
     blocks: Arc<NodeBlocks>,
     kept: Mutex<BTreeMap<VolumeId, Arc<Kept>>>,
+    /// Volumes on this disk that could not be opened at the start, and why.
+    unopened: Mutex<BTreeMap<VolumeId, Failure>>,
     runtime: tokio::runtime::Handle,
 }
 
@@ -55,6 +57,7 @@ impl Keepers {
             members,
             blocks,
             kept: Mutex::new(BTreeMap::new()),
+            unopened: Mutex::new(BTreeMap::new()),
             runtime: tokio::runtime::Handle::current(),
         });
         let dir = keepers.store.volumes();
@@ -70,6 +73,7 @@ impl Keepers {
                 // One volume that cannot be opened must not keep the others from their users.
                 if let Err(failure) = keepers.kept_or(id, &Promise::blank(id)) {
                     tracing::error!(volume = %id, error = %failure, "a volume cannot be opened");
+                    keepers.unopened.lock().insert(id, failure);
                 }
             }
         }
@@ -92,6 +96,15 @@ impl Keepers {
         &self.runtime
     }
 
+    /// Volumes of this host whose files are damaged, with what is wrong.
+    pub(crate) fn damaged(&self) -> Vec<(VolumeId, String)> {
+        let mut damaged: Vec<(VolumeId, String)> =
+            self.unopened.lock().iter().map(|(id, failure)| (*id, failure.text.clone())).collect();
+        let kept = self.kept.lock();
+        damaged.extend(kept.iter().filter_map(|(id, kept)| Some((*id, kept.damage()?))));
+        damaged
+    }
+
     /// The keeper of a volume, if this host has anything of it.
     pub(crate) fn get(&self, id: &VolumeId) -> Option<Arc<Kept>> {
         self.kept.lock().get(id).cloned()
@@ -108,6 +121,7 @@ impl Keepers {
         }
         let opened = Kept::open(id, self.members.me(), self.store.volume(&id.0), first)?;
         kept.insert(id, Arc::clone(&opened));
+        self.unopened.lock().remove(&id);
         Ok(opened)
     }
 

@@ -22,7 +22,7 @@ use remora_store::ctl::Slots;
 use remora_store::disk::RealDisk;
 use remora_store::file_header::FileKind;
 use remora_store::frame::{FrameKind, FrameMeta};
-use remora_store::layout::VolumeDir;
+use remora_store::layout::{VolumeDir, segment_name};
 use remora_store::log::{Log, LogError, LogOptions, Recovery};
 use remora_volume::commit::Commit;
 use remora_volume::volume::Volume;
@@ -52,6 +52,8 @@ pub(crate) struct Kept {
     dir: VolumeDir,
     log: Arc<Log>,
     slots: Slots<Ctl>,
+    /// What was found damaged at the opening.
+    damage: Option<String>,
     inner: Mutex<Inner>,
 }
 
@@ -78,19 +80,19 @@ impl Kept {
             chain.take(&view).map_err(Into::into)
         })
         .map_err(|e| damaged(&id, "open the log", &e))?;
-        let is_damaged = matches!(recovery, Recovery::Damaged { .. });
-        if is_damaged {
-            tracing::error!(volume = %id, ?recovery, "the log is damaged: this keeper does not vote");
+        let damage = damage_in(&dir, &recovery);
+        if let Some(damage) = &damage {
+            tracing::error!(volume = %id, ?recovery, "{damage}: this keeper does not vote");
         }
         let base = promise.checkpoint.map(|c| c.tip).unwrap_or_default();
         let mut chain = chain.finish(base);
-        if base.seq > chain.tip.seq && !is_damaged {
+        if base.seq > chain.tip.seq && damage.is_none() {
             // The checkpoint was promised and the crash came before the old log was set aside.
             log.truncate_after(0, &dir.fork()).map_err(|e| damaged(&id, "begin the log at its checkpoint", &e))?;
             chain = Chain::from_base(base);
         }
         let now = Millis(boot_ms());
-        let machine = Keeper::new(me, promise, chain, is_damaged, LeaseTimes::default(), now);
+        let machine = Keeper::new(me, promise, chain, damage.is_some(), LeaseTimes::default(), now);
         let inner = Inner {
             machine,
             next_request: 1,
@@ -98,7 +100,7 @@ impl Kept {
             commits: BTreeMap::new(),
             local: None,
         };
-        Ok(Arc::new(Kept { id, me, dir, log: Arc::new(log), slots, inner: Mutex::new(inner) }))
+        Ok(Arc::new(Kept { id, me, dir, log: Arc::new(log), slots, damage, inner: Mutex::new(inner) }))
     }
 
     pub(crate) fn id(&self) -> VolumeId {
@@ -107,6 +109,12 @@ impl Kept {
 
     pub(crate) fn log(&self) -> &Arc<Log> {
         &self.log
+    }
+
+    /// Why this keeper neither votes nor takes commits, if it does not; names the file.
+    pub(crate) fn damage(&self) -> Option<String> {
+        let failed = || self.log.failed().map(|why| format!("{} failed ({why})", self.dir.log().display()));
+        self.damage.clone().or_else(failed)
     }
 
     /// What is promised, as on disk.
@@ -380,6 +388,12 @@ fn decode_all(append: &Append, id: &VolumeId) -> Result<Vec<Commit>, String> {
             if commit.header.volume == id.0 { Ok(commit) } else { Err("a commit of another volume".to_owned()) }
         })
         .collect()
+}
+
+/// Where a log is damaged, if it is.
+fn damage_in(dir: &VolumeDir, recovery: &Recovery) -> Option<String> {
+    let Recovery::Damaged { segment, at, .. } = recovery else { return None };
+    Some(format!("{} is damaged at byte {at}", dir.log().join(segment_name(*segment)).display()))
 }
 
 fn damaged(id: &VolumeId, doing: &str, error: &dyn std::error::Error) -> Failure {

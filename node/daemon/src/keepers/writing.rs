@@ -55,6 +55,7 @@ impl Writing {
         let genesis = keepers.first_tree(record)?;
         let blank = remora_cluster::promise::Promise::blank(record.id);
         let kept = keepers.kept_or(record.id, &blank)?;
+        check_log(&kept, record)?;
         let (bell, inbox) = Bell::new();
         let mut opened: Option<Arc<Volume>> = None;
         let won = acquire(keepers, &kept, record, &mut |term, after, config| {
@@ -168,6 +169,19 @@ impl Writing {
         }
         Ok(())
     }
+}
+
+/// A host whose own log is damaged cannot continue it, and the election would wait for its vote.
+fn check_log(kept: &Kept, record: &VolumeRecord) -> Result<(), Failure> {
+    let Some(damage) = kept.damage() else { return Ok(()) };
+    Err(Failure::new(
+        Code::Damaged,
+        format!(
+            "volume {}: {damage}; nothing was changed: mount it on another host that keeps it, or restore the file from a \
+             backup and restart the daemon",
+            record.name
+        ),
+    ))
 }
 
 fn open_at(

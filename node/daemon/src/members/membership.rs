@@ -15,6 +15,8 @@ use remora_cluster::registry::Registry;
 use remora_cluster::ticket::{Secret, Ticket, TicketBook};
 use remora_net::net::Net;
 use remora_store::disk::RealDisk;
+use remora_store::layout::segment_name;
+use remora_store::log::Recovery;
 use remora_store::registry::Registry as RegistryFile;
 use tokio::sync::watch;
 
@@ -29,6 +31,14 @@ use crate::paths::DataDir;
 
 /// A registry file is folded into a snapshot at start when it is larger than this, in bytes.
 const COMPACT_BYTES: u64 = 4 << 20;
+
+/// Entries of this host that are lost must not be numbered again: a damaged registry ends the start.
+fn check_registry(data: &DataDir, recovery: &Recovery) -> Result<(), Failure> {
+    let Recovery::Damaged { segment, at, .. } = recovery else { return Ok(()) };
+    let file = data.store().registry().join(segment_name(*segment));
+    let text = format!("{} is damaged at byte {at}: restore it from a backup; nothing was changed", file.display());
+    Err(Failure::new(Code::Damaged, text))
+}
 
 /// What all members know, as this host knows it.
 pub(crate) struct Membership {
@@ -55,6 +65,7 @@ impl Membership {
             Ok(())
         })
         .map_err(|e| Failure::new(Code::Damaged, format!("open the registry: {}", chain(&e))))?;
+        check_registry(data, &recovery)?;
         tracing::debug!(?recovery, skipped, "registry read");
         if file.bytes() > COMPACT_BYTES {
             file.compact(&mut registry.frames()).doing("compact the registry")?;

@@ -93,7 +93,19 @@ fn key_text(seed: &[u8; 32]) -> String {
     format!("{KEY_HEAD}{hex}\n")
 }
 
+/// Whoever reads the cluster's key can make members.
+fn check_mode(path: &Path) -> Result<(), Failure> {
+    use std::os::unix::fs::PermissionsExt;
+    let mode = std::fs::metadata(path).map_or(0, |meta| meta.permissions().mode() & 0o7777);
+    if mode & 0o077 == 0 {
+        return Ok(());
+    }
+    let text = format!("{0} has mode {mode:o}, others can read it; run `chmod 600 {0}`", path.display());
+    Err(Failure::new(Code::Damaged, text))
+}
+
 fn load_cluster_key(path: &PathBuf) -> Result<Option<ClusterKey>, Failure> {
+    check_mode(path)?;
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -126,7 +138,7 @@ mod tests {
         let path = dir.path().join("cluster.key");
         assert!(load_cluster_key(&path).unwrap().is_none());
         let key = ClusterKey::from_seed(&[7; 32]);
-        std::fs::write(&path, key_text(&key.seed())).unwrap();
+        write_durably(&path, key_text(&key.seed()).as_bytes(), 0o600).unwrap();
         assert_eq!(load_cluster_key(&path).unwrap().unwrap().id(), key.id());
         for bad in ["", "remora-cluster-key 1 zz", "remora-cluster-key 2 00", "\u{0}"] {
             std::fs::write(&path, bad).unwrap();

@@ -21,21 +21,26 @@ pub(crate) struct Remembered {
 pub(crate) struct Mounts {
     path: PathBuf,
     by_dir: Mutex<BTreeMap<PathBuf, Remembered>>,
+    damage: Option<String>,
 }
 
 impl Mounts {
     /// Reads the file; a damaged one is set aside, since it only costs typing `mount` again.
     pub(crate) fn load(path: PathBuf) -> Self {
+        let mut damage = None;
         let by_dir = match std::fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|e| {
-                let aside = path.with_extension("json.damaged");
-                let moved = std::fs::rename(&path, &aside);
-                tracing::error!(error = %e, ?moved, "{} is damaged: mounts do not come back", path.display());
+                damage = Some(set_aside(&path, &e));
                 BTreeMap::new()
             }),
             Err(_) => BTreeMap::new(),
         };
-        Mounts { path, by_dir: Mutex::new(by_dir) }
+        Mounts { path, by_dir: Mutex::new(by_dir), damage }
+    }
+
+    /// What was wrong with the file when it was read, if something was.
+    pub(crate) fn damage(&self) -> Option<&str> {
+        self.damage.as_deref()
     }
 
     pub(crate) fn all(&self) -> Vec<(PathBuf, Remembered)> {
@@ -69,6 +74,18 @@ impl Mounts {
     }
 }
 
+/// Moves a file that cannot be read out of the way of the next one; answers what an operator should know.
+fn set_aside(path: &Path, error: &serde_json::Error) -> String {
+    let aside = path.with_extension("json.damaged");
+    let kept = match std::fs::rename(path, &aside) {
+        Ok(()) => format!("it is kept as {}", aside.display()),
+        Err(e) => format!("it could not be set aside: {e}"),
+    };
+    let text = format!("{} is damaged ({error}); {kept}: mount by hand what it listed", path.display());
+    tracing::error!("{text}");
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -81,7 +98,9 @@ mod tests {
         Mounts::load(path.clone()).add(Path::new("/a"), mount.clone()).unwrap();
         assert_eq!(Mounts::load(path.clone()).all(), [(PathBuf::from("/a"), mount)]);
         std::fs::write(&path, "{").unwrap();
-        assert!(Mounts::load(path.clone()).all().is_empty());
+        let damaged = Mounts::load(path.clone());
+        assert!(damaged.all().is_empty());
+        assert!(damaged.damage().unwrap().contains("mounts.json"));
         assert!(path.with_extension("json.damaged").exists());
     }
 }

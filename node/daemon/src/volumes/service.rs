@@ -277,6 +277,11 @@ impl Volumes {
     pub(crate) fn warnings(&self) -> Vec<String> {
         let failed = |m: &Arc<Mounted>| m.failed().map(|why| format!("volume {} stepped down: {why}", m.name));
         let mut warnings: Vec<String> = self.mounted.lock().values().filter_map(failed).collect();
+        warnings.extend(self.keepers.damaged().into_iter().map(|(id, why)| {
+            let name = self.members.read(|r| r.volume(&id)).map_or_else(|| id.to_string(), |record| record.name);
+            format!("volume {name} is damaged on this host: {why}")
+        }));
+        warnings.extend(self.remembered.damage().map(str::to_owned));
         let storage = self.members.read(|r| r.members().len());
         if storage == 2 {
             warnings.push(
