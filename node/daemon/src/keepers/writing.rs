@@ -132,8 +132,10 @@ impl Writing {
         let members = self.keepers.members();
         let holder = Holder { writer: Some(members.me()), since_unix_ms: self.since_unix_ms, term: self.term.0 };
         let mut told = members.put(Key::Holder(record.id), Some(holder.encode()));
+        // What others wrote into the record since we read it (labels) stays.
+        let record = members.read(|r| r.volume(&record.id)).unwrap_or_else(|| record.clone());
         if told.is_ok() && record.keepers != keepers {
-            let record = VolumeRecord { keepers: keepers.to_vec(), ..record.clone() };
+            let record = VolumeRecord { keepers: keepers.to_vec(), ..record };
             told = members.put(Key::Volume(record.id), Some(record.encode()));
         }
         if let Err(failure) = told {

@@ -99,6 +99,12 @@ impl Mounted {
         bind(self.point(), dir, read_only)
     }
 
+    /// Makes the kernel hand over what it still holds: pages written through shared mappings.
+    pub(crate) fn settle(&self) -> Result<(), Failure> {
+        let dir = std::fs::File::open(self.point()).doing(format_args!("open {}", self.point().display()))?;
+        rustix::fs::syncfs(&dir).doing(format_args!("sync {}", self.point().display()))
+    }
+
     /// Takes the volume from the kernel; open files in it get errors from now on.
     pub(crate) fn stop(&self) -> Result<(), Failure> {
         self.mount.unmount().map(drop).map_err(|e| Failure::failed(chain(&e)))

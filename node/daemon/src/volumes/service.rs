@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
 use remora_cluster::identity::VolumeId;
@@ -39,6 +40,8 @@ pub(crate) struct Volumes {
     remembered: Mounts,
     pub(super) mounted: Mutex<BTreeMap<VolumeId, Arc<Mounted>>>,
     turns: Mutex<BTreeMap<VolumeId, Arc<Mutex<()>>>>,
+    /// Kernel sessions that are being taken down; a volume is not mounted again before its own is gone.
+    ending: Mutex<BTreeMap<VolumeId, JoinHandle<()>>>,
 }
 
 impl Volumes {
@@ -51,6 +54,7 @@ impl Volumes {
             remembered: Mounts::load(data.mounts()),
             mounted: Mutex::new(BTreeMap::new()),
             turns: Mutex::new(BTreeMap::new()),
+            ending: Mutex::new(BTreeMap::new()),
         })
     }
 
@@ -198,6 +202,7 @@ impl Volumes {
             // It stepped down, or the kernel's side is gone: let it go, and take it anew.
             self.let_go(&record.id, &mounted);
         }
+        self.wait_for_end(&record.id);
         let writing = Writing::open(&self.keepers, record, self.limits)?;
         let point = point_of(&self.points, &record.id.to_string());
         match Mounted::start(&record.name, writing, &point, MOUNT_THREADS) {
@@ -211,6 +216,14 @@ impl Volumes {
                 writing.release()?;
                 Err(failure)
             }
+        }
+    }
+
+    /// Waits until the kernel has let go of an earlier session of a volume.
+    fn wait_for_end(&self, id: &VolumeId) {
+        let ending = self.ending.lock().remove(id);
+        if let Some(Err(_)) = ending.map(JoinHandle::join) {
+            tracing::error!(volume = %id, "taking a volume from the kernel panicked");
         }
     }
 
@@ -231,11 +244,20 @@ impl Volumes {
         }
         // Durable first: if that fails, the mount must still be there to be read and tried again.
         if mounted.failed().is_none() {
+            mounted.settle()?;
             mounted.writing.volume().flush().map_err(|errno| {
                 Failure::failed(format!("volume {} could not be made durable ({errno}): it stays mounted", mounted.name))
             })?;
         }
-        mounted.stop()?;
+        // Nobody can reach it any more. The kernel takes its time to drop the pages of a large volume; the next host need
+        // not wait for that.
+        let session = Arc::clone(&mounted);
+        let ending = std::thread::Builder::new().name("remora-unmount".into()).spawn(move || {
+            if let Err(failure) = session.stop() {
+                tracing::warn!(volume = %session.name, error = %failure, "take a volume from the kernel");
+            }
+        });
+        self.ending.lock().insert(*id, ending.doing("start a thread")?);
         mounted.writing.release()?;
         self.mounted.lock().remove(id);
         tracing::info!(volume = %mounted.name, "released");
@@ -271,6 +293,8 @@ impl Volumes {
             }
             self.let_go(&id, &mounted);
         }
+        let ending: Vec<VolumeId> = self.ending.lock().keys().copied().collect();
+        ending.iter().for_each(|id| self.wait_for_end(id));
     }
 
     /// What an operator should know.
