@@ -350,6 +350,28 @@ fn what_nobody_waits_for_is_synced_by_itself() {
 }
 
 #[test]
+fn nobody_waits_for_the_clock() {
+    let store = store_on(Arc::new(SimDisk::new(19)));
+    let mut options = options_on(&store);
+    options.clock = Arc::new(Hand::default());
+    options.background = true;
+    let volume = Volume::open(options).unwrap();
+    std::thread::scope(|scope| {
+        for writer in 0..6u8 {
+            let volume = &volume;
+            scope.spawn(move || {
+                let attr = file(volume, &[b'a' + writer]);
+                for i in 0..100 {
+                    volume.write(attr.ino, i, &[writer], NOW).unwrap();
+                    fsync(volume, attr.ino).unwrap();
+                }
+            });
+        }
+    });
+    assert_eq!(volume.status().pending_bytes, 0);
+}
+
+#[test]
 fn much_unsynced_data_holds_the_writer_back() {
     let (disk, volume) = fresh(17);
     let attr = file(&volume, b"a");

@@ -174,7 +174,8 @@ fn write_task(core: &mut Core, now: Duration) -> Option<Task> {
         core.wish.write = false;
         return None;
     }
-    let pen = core.journal.take_pen()?;
+    // The wish is over even if the pen is away: who gives it back wishes again, and must be heard.
     core.wish.write = false;
+    let pen = core.journal.take_pen()?;
     Some(Task::Write { pen, is_synced: is_old || is_much || is_awaited })
 }
