@@ -8,9 +8,9 @@
 //! Owns the numbering of commits and the place where the bytes of every op since the base can be found. Always holds:
 //!
 //! * an op is applied to the state and put into the open batch under one lock, so the log has the order of the state;
-//! * there is one [`Pen`], and only who holds it writes to the log;
+//! * there is one pen, and only who holds it writes to the log;
 //! * `durable` never goes back, and a waiter is completed exactly once;
-//! * after [`Journal::fail`] nothing is ever called durable again.
+//! * after a failure nothing is ever called durable again.
 //!
 //! Deliberately knows neither disk nor thread.
 

@@ -6,7 +6,7 @@
 //!                        -> commit chain (on disk, at fsync) -> derive -> Tree (blocks, at a checkpoint)
 //! ```
 //!
-//! The first half, up to [`derive`], is pure: no IO, no clock, no randomness; same operations, same state, same CIDs. The second half
+//! The first half, up to [`mod@derive`], is pure: no IO, no clock, no randomness; same operations, same state, same CIDs. The second half
 //! makes it durable.
 
 // Errors carry the CID they are about, which is 96 bytes; they are rare, and boxing them would hide it.
