@@ -135,7 +135,7 @@ impl Writing {
         // What others wrote into the record since we read it (labels) stays.
         let record = members.read(|r| r.volume(&record.id)).unwrap_or_else(|| record.clone());
         if told.is_ok() && record.keepers != keepers {
-            let record = VolumeRecord { keepers: keepers.to_vec(), ..record };
+            let record = VolumeRecord { keepers: keepers.to_vec(), ..record.clone() };
             told = members.put(Key::Volume(record.id), Some(record.encode()));
         }
         if let Err(failure) = told {
