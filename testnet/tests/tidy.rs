@@ -183,9 +183,11 @@ fn arrows_between_crates_run_one_way() {
     let mut found = Vec::new();
     for (dir, allowed) in arrows() {
         let manifest = read(&Path::new(dir).join("Cargo.toml")).unwrap_or_else(|| panic!("{dir}/Cargo.toml"));
+        // A crate's tests may use the crate itself with a feature more.
+        let own = manifest.lines().find_map(|line| line.strip_prefix("name = ")).unwrap_or_default().trim_matches('"');
         for line in manifest.lines() {
             let name = line.split(['.', ' ', '=']).next().unwrap_or_default();
-            let ours = name == "remora" || name.starts_with("remora-");
+            let ours = (name == "remora" || name.starts_with("remora-")) && name != own;
             if ours && !allowed.contains(name) {
                 found.push(format!("{dir} -> {name}"));
             }
