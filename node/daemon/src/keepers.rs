@@ -7,6 +7,7 @@
 //!   acquiring  the candidate: from nothing to the right to write
 //!   streaming  commits on their way to the other keepers, and the writer's lease
 //!   writing    a volume that is open for writing here, until it is released
+//!   hydrate    the blocks that commits and trees refer to, brought here: before an acknowledgement, and in the background
 //! ```
 
 pub(crate) mod chain;
@@ -15,3 +16,4 @@ pub(crate) mod desk;
 pub(crate) mod acquiring;
 pub(crate) mod streaming;
 pub(crate) mod writing;
+pub(crate) mod hydrate;

@@ -24,6 +24,7 @@ use crate::engine::driver::Driver;
 use crate::engine::seeding;
 use crate::exit::{Code, Context, Failure};
 use crate::keepers::desk::Keepers;
+use crate::keepers::hydrate;
 use crate::members::membership::Membership;
 use crate::members::papers::Papers;
 use crate::members::spread;
@@ -96,6 +97,7 @@ async fn live(data: &DataDir, socket: &Path, config: Config, papers: Papers) -> 
         tokio::spawn(announce(Arc::clone(&members), net.clone())),
         tokio::spawn(spread::rounds(Arc::clone(&members), net.clone())),
         tokio::spawn(sweep(Arc::clone(&volumes))),
+        tokio::spawn(hydrate::rounds(Arc::clone(&keepers))),
     ];
     driver.connect(Arc::clone(&volumes));
     let services = Arc::new(Services {
@@ -126,6 +128,10 @@ async fn live(data: &DataDir, socket: &Path, config: Config, papers: Papers) -> 
         task.abort();
     }
     net.stop().await;
+    // The store is marked complete below: nothing may be put into it from here on.
+    if let Err(e) = tokio::task::spawn_blocking(move || keepers.hydration().stop()).await {
+        tracing::error!(error = %e, "end the work on copies");
+    }
     members.close();
     let store = Arc::clone(blocks.store());
     if let Err(e) = tokio::task::spawn_blocking(move || store.mark_clean()).await.map_err(|e| e.to_string()) {

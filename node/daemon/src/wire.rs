@@ -69,6 +69,20 @@ pub(crate) struct VolumeState {
     pub(crate) holder: Option<Holder>,
     /// Set while it is mounted on this host.
     pub(crate) here: Option<Here>,
+    /// What this host has of it; set on its keepers, a few seconds after they heard of it.
+    #[serde(default)]
+    pub(crate) copy: Option<LocalCopy>,
+}
+
+/// What a keeper has of a volume.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct LocalCopy {
+    /// The newest commit known here.
+    pub(crate) seq: u64,
+    /// All of it, up to the newest commit known here, is on this host's disk.
+    pub(crate) complete: bool,
+    /// Blocks that could not be had at the last attempt; none before the first one.
+    pub(crate) missing_blocks: Option<u64>,
 }
 
 /// Who writes a volume.

@@ -6,7 +6,7 @@ use hyper::Method;
 use super::{Global, render};
 use crate::client::escape;
 use crate::exit::{Context, Failure};
-use crate::wire::{CreateVolume, MountVolume, UnmountDir, VolumeState};
+use crate::wire::{CreateVolume, LocalCopy, MountVolume, UnmountDir, VolumeState};
 
 #[derive(Args)]
 pub(crate) struct Volume {
@@ -128,6 +128,14 @@ fn print_list(volumes: &[VolumeState]) {
     render::table(&["NAME", "HOLDER", "DURABILITY", "KEEPERS", "MOUNTED HERE"], rows);
 }
 
+fn copy_line(copy: &LocalCopy) -> String {
+    match (copy.complete, copy.missing_blocks) {
+        (true, _) => "complete".into(),
+        (false, Some(n)) if n > 0 => format!("{n} blocks could not be had yet"),
+        (false, _) => "on its way".into(),
+    }
+}
+
 fn print_one(v: &VolumeState) {
     let mut rows = vec![
         vec!["name".into(), v.name.clone()],
@@ -142,6 +150,9 @@ fn print_one(v: &VolumeState) {
             v.holder.as_ref().map_or_else(|| "nobody".into(), |h| format!("{} since {}", h.host, h.since)),
         ],
     ];
+    if let Some(copy) = &v.copy {
+        rows.push(vec!["copy on this host".into(), copy_line(copy)]);
+    }
     if let Some(here) = &v.here {
         rows.push(vec!["mounted here".into(), here.mounts.join(", ")]);
         rows.push(vec!["term, commit".into(), format!("{}, {} (durable {})", here.term, here.seq, here.durable_seq)]);

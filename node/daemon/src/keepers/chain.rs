@@ -97,6 +97,12 @@ pub(crate) fn checkpoint_in(log: &Log) -> Option<Checkpoint> {
     Some(Checkpoint { tip: tip_at(log, seq)?, tree })
 }
 
+/// The tree that commit `seq` stands on, and the last commit in that tree; `None` if the log does not have the commit.
+pub(crate) fn named_base(log: &Log, seq: u64) -> Option<(Cid, u64)> {
+    let commit = Commit::decode(frame_at(log, seq)?.payload).ok()?;
+    Some((commit.header.base, commit.header.base_seq))
+}
+
 /// Commits after `after`, at most `bytes_max` bytes of them (at least one if there is one).
 pub(crate) fn commits_after(log: &Log, after: u64, bytes_max: usize, count_max: usize) -> Result<Vec<bytes::Bytes>, String> {
     let mut commits = Vec::new();

@@ -24,6 +24,7 @@ use remora_volume::volume::options::Base;
 use crate::content::add::chain;
 use crate::content::blocks::NodeBlocks;
 use crate::exit::{Code, Context, Failure};
+use crate::keepers::hydrate::{Hydration, before_ack};
 use crate::keepers::kept::Kept;
 use crate::members::membership::Membership;
 use crate::paths::DataDir;
@@ -40,6 +41,7 @@ pub(crate) struct Keepers {
     members: Arc<Membership>,
     blocks: Arc<NodeBlocks>,
     kept: Mutex<BTreeMap<VolumeId, Arc<Kept>>>,
+    hydration: Hydration,
     /// Volumes on this disk that could not be opened at the start, and why.
     unopened: Mutex<BTreeMap<VolumeId, Failure>>,
     runtime: tokio::runtime::Handle,
@@ -57,6 +59,7 @@ impl Keepers {
             members,
             blocks,
             kept: Mutex::new(BTreeMap::new()),
+            hydration: Hydration::default(),
             unopened: Mutex::new(BTreeMap::new()),
             runtime: tokio::runtime::Handle::current(),
         });
@@ -103,6 +106,20 @@ impl Keepers {
         let kept = self.kept.lock();
         damaged.extend(kept.iter().filter_map(|(id, kept)| Some((*id, kept.damage()?))));
         damaged
+    }
+
+    pub(crate) fn hydration(&self) -> &Hydration {
+        &self.hydration
+    }
+
+    /// Everything this host has anything of.
+    pub(crate) fn all(&self) -> Vec<Arc<Kept>> {
+        self.kept.lock().values().cloned().collect()
+    }
+
+    /// Whether the catalogue says that the volume was removed.
+    pub(crate) fn is_removed(&self, id: &VolumeId) -> bool {
+        self.members.read(|registry| registry.volume(id)).is_some_and(|record| record.removed)
     }
 
     /// The keeper of a volume, if this host has anything of it.
@@ -161,7 +178,13 @@ impl Keepers {
             }
             _ => self.get(&id),
         };
-        let message = kept.map_or(Message::NotHere, |kept| kept.ask(from, envelope.message));
+        let message = match (kept, envelope.message) {
+            (None, _) => Message::NotHere,
+            (Some(kept), Message::Append(append)) => kept.append(from, append, |commits, commit_seq| {
+                before_ack::ready(self, &kept, from, commits, commit_seq)
+            }),
+            (Some(kept), message) => kept.ask(from, message),
+        };
         Ok(Envelope { volume: id, message }.encode())
     }
 

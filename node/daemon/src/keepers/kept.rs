@@ -10,6 +10,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
 use bytes::Bytes;
+use cid::Cid;
 use parking_lot::Mutex;
 use remora_cluster::identity::{PeerId, VolumeId};
 use remora_cluster::keeper::{Keeper, KeeperEffect, KeeperEvent, RequestId};
@@ -30,7 +31,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::content::add::chain as cause;
 use crate::exit::{Code, Failure};
-use crate::keepers::chain::{ChainBuilder, checkpoint_in, commits_after, header_of, tip_at};
+use crate::keepers::chain::{ChainBuilder, checkpoint_in, commits_after, header_of, named_base, tip_at};
 use crate::members::now::boot_ms;
 
 /// How long the machine may keep a request waiting for the disk.
@@ -172,18 +173,31 @@ impl Kept {
     pub(crate) fn ask(&self, from: PeerId, message: Message) -> Message {
         match message {
             Message::FetchLog { after, bytes_max } => self.fetch(after, bytes_max),
-            Message::Append(append) => match decode_all(&append, &self.id) {
-                Ok(commits) => self.append(from, append, commits),
-                Err(why) => {
-                    tracing::warn!(volume = %self.id, %from, why, "commits that cannot be read are refused");
-                    Message::NotHere
-                }
-            },
+            Message::Append(append) => self.append(from, append, |commits, _| Ok(commits.len())),
             other => self.submit(|request| KeeperEvent::Request { from, request, message: other }, None),
         }
     }
 
-    fn append(&self, from: PeerId, append: Append, commits: Vec<Commit>) -> Message {
+    /// Handles commits from `from`. `ready` sees them before any lock is taken and says how many of them, from the first, may be
+    /// taken; it may wait for the network.
+    pub(crate) fn append(
+        &self,
+        from: PeerId,
+        append: Append,
+        ready: impl FnOnce(&[Commit], u64) -> Result<usize, String>,
+    ) -> Message {
+        let decoded = decode_all(&append, &self.id);
+        let commits = decoded.and_then(|mut commits| {
+            commits.truncate(ready(&commits, append.commit_seq)?);
+            Ok(commits)
+        });
+        let commits = match commits {
+            Ok(commits) => commits,
+            Err(why) => {
+                tracing::warn!(volume = %self.id, %from, why, "commits are refused");
+                return Message::NotHere;
+            }
+        };
         let headers: Vec<CommitHeader> = commits.iter().map(header_of).collect();
         let Append { term, checkpoint, commit_seq, .. } = append;
         self.submit(
@@ -324,7 +338,7 @@ impl Kept {
         let chain = inner.machine.chain().clone();
         drop(inner);
         // Who ends before what is kept here, or on another branch, begins with the tree.
-        let joins = after.seq >= chain.base.seq && chain.holds(&after);
+        let joins = after.seq >= chain.base.seq && chain.holds(&after) && self.goes_on_from(after.seq);
         let checkpoint = if joins { None } else { self.checkpoint() };
         let from = match (&checkpoint, joins) {
             (_, true) => after.seq,
@@ -352,13 +366,34 @@ impl Kept {
         self.note_local(&mut inner);
         let chain = inner.machine.chain().clone();
         drop(inner);
-        let joins = after.seq >= chain.base.seq && (chain.holds(&after) || after.seq >= chain.tip.seq);
+        let is_known = chain.holds(&after) || after.seq >= chain.tip.seq;
+        let joins = after.seq >= chain.base.seq && is_known && self.goes_on_from(after.seq);
         let checkpoint = if joins { None } else { self.checkpoint() };
         let from = if joins { after.seq } else { checkpoint.map_or(0, |c| c.tip.seq) };
         let commits = commits_after(&self.log, from, COMMIT_BYTES_MAX, COMMITS_MAX);
         let commits = commits.map_err(|why| tracing::error!(volume = %self.id, why, "the log cannot be read")).ok()?;
         let commits = commits.into_iter().map(|c| serde_bytes::ByteBuf::from(c.to_vec())).collect();
         Some(Append { term, checkpoint, commits, commit_seq })
+    }
+
+    /// Whether the log has what comes after this commit: what a tree stands for may have been dropped.
+    fn goes_on_from(&self, seq: u64) -> bool {
+        self.log.first_seq().is_none_or(|first| first <= seq + 1)
+    }
+
+    /// Drops the commits before the one that `tree` stands for, if a committed commit names that tree; never while this host writes.
+    /// All blocks of the tree must be durable here.
+    pub(crate) fn forget_before(&self, tree: &Cid) -> Result<(), String> {
+        let inner = self.inner.lock();
+        if inner.local.is_some() || inner.machine.is_local_writer_running() {
+            return Ok(());
+        }
+        let Some((base, base_seq)) = named_base(&self.log, inner.machine.commit_seq()) else { return Ok(()) };
+        let is_dropped = self.log.first_seq().is_none_or(|first| first >= base_seq);
+        if base != *tree || is_dropped {
+            return Ok(());
+        }
+        self.log.drop_before(base_seq).map_err(|e| cause(&e))
     }
 
     /// The other keepers of this volume; none while this keeper is busy.

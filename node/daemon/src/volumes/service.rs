@@ -26,7 +26,7 @@ use crate::paths::DataDir;
 use crate::volumes::mounted::{Mounted, clear_dead, point_of, unbind};
 use crate::volumes::remembered::{Mounts, Remembered};
 use crate::volumes::wishes;
-use crate::wire::{CreateVolume, Here, Holder, VolumeState};
+use crate::wire::{CreateVolume, Here, Holder, LocalCopy, VolumeState};
 
 /// Threads that serve one mount.
 const MOUNT_THREADS: usize = 4;
@@ -107,6 +107,10 @@ impl Volumes {
             keepers: record.keepers.iter().map(|peer| self.members.name_of(peer)).collect(),
             holder,
             here: self.get(&record.id).map(|mounted| here(&mounted)),
+            copy: self.keepers.get(&record.id).and_then(|kept| {
+                let copy = self.keepers.hydration().copy_of(&kept)?;
+                Some(LocalCopy { seq: copy.seq, complete: copy.is_whole, missing_blocks: copy.n_missing })
+            }),
         }
     }
 
