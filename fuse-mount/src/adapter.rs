@@ -22,9 +22,9 @@ use crate::adapter::negotiate::{negotiate, open_flags};
 use crate::connection::Connection;
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, Errno as KernelErrno, FileAttr, FileHandle, Generation, INodeNo,
-    IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek,
+    ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use remora_vfs::attr::{Attr, Ino, NAME_BYTES_MAX, NewNode, SetAttr};
 use remora_vfs::errno::Errno;
@@ -101,6 +101,13 @@ impl Adapter {
 
     fn xattrs(&self) -> Reply<()> {
         if self.has_xattrs { Ok(()) } else { Err(Errno::ENOSYS) }
+    }
+
+    /// What lies in `system.` is the kernel's to act on: an ACL that is kept but not enforced would be a lie, and `cp -a`, which
+    /// sets modes as ACLs, needs the refusal to set them as modes.
+    fn xattr_named(&self, name: &OsStr) -> Reply<()> {
+        let is_system = name.as_bytes().starts_with(b"system.");
+        self.xattrs().and_then(|()| if is_system { Err(Errno::EOPNOTSUPP) } else { Ok(()) })
     }
 }
 
@@ -412,7 +419,7 @@ impl fuser::Filesystem for Adapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        let result = self.xattrs().and_then(|()| xattr_mode(flags)).and_then(|mode| {
+        let result = self.xattr_named(name).and_then(|()| xattr_mode(flags)).and_then(|mode| {
             self.call("setxattr", |fs| fs.setxattr(ino.0, name.as_bytes(), value, mode, now()))
         });
         answer!(reply, result, () => reply.ok());
@@ -420,7 +427,7 @@ impl fuser::Filesystem for Adapter {
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         let result =
-            self.xattrs().and_then(|()| self.call("getxattr", |fs| fs.getxattr(ino.0, name.as_bytes())));
+            self.xattr_named(name).and_then(|()| self.call("getxattr", |fs| fs.getxattr(ino.0, name.as_bytes())));
         answer!(reply, result, value => send_xattr(reply, size, &value));
     }
 
@@ -434,7 +441,7 @@ impl fuser::Filesystem for Adapter {
 
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let result = self
-            .xattrs()
+            .xattr_named(name)
             .and_then(|()| self.call("removexattr", |fs| fs.removexattr(ino.0, name.as_bytes(), now())));
         answer!(reply, result, () => reply.ok());
     }
@@ -469,6 +476,20 @@ impl fuser::Filesystem for Adapter {
             i64::try_from(found).map_err(|_| Errno::EOVERFLOW)
         });
         answer!(reply, result, offset => reply.offset(offset));
+    }
+
+    /// The kernel answers by itself from now on: files of a file system are always ready.
+    fn poll(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _ph: PollNotifier,
+        _events: PollEvents,
+        _flags: PollFlags,
+        reply: ReplyPoll,
+    ) {
+        reply.error(KernelErrno::ENOSYS);
     }
 
     fn copy_file_range(

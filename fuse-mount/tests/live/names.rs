@@ -190,6 +190,21 @@ fn xattrs_work() {
 }
 
 #[test]
+fn acls_are_refused_not_kept_without_being_enforced() {
+    let scene = Scene::new();
+    let path = scene.file("f", b"x");
+    // A minimal ACL: what cp -a sends for mode 0640. Refused, cp sets the mode.
+    let entry = |tag: u16, perm: u16| [tag.to_le_bytes(), perm.to_le_bytes(), [255; 2], [255; 2]].concat();
+    let acl = [2u32.to_le_bytes().to_vec(), entry(1, 6), entry(4, 4), entry(0x20, 0)].concat();
+    for name in ["system.posix_acl_access", "system.other"] {
+        assert_eq!(setxattr(&path, name, &acl, XattrFlags::empty()), Err(Errno::OPNOTSUPP));
+        assert_eq!(getxattr(&path, name, &mut [0; 100][..]), Err(Errno::OPNOTSUPP));
+        assert_eq!(removexattr(&path, name), Err(Errno::OPNOTSUPP));
+    }
+    assert_eq!(listxattr(&path, &mut [0; 100][..]).unwrap(), 0);
+}
+
+#[test]
 fn without_xattrs_there_are_none() {
     let scene = Scene::with(&MountOptions { xattr: false, ..MountOptions::default() });
     let path = scene.file("f", b"x");
