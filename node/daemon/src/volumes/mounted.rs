@@ -3,7 +3,7 @@
 //! A volume has one FUSE session a host, at a mount point of ours; every directory a user mounts it on, and every container, is
 //! a bind of that. So all of them share one cache and one set of locks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use remora_fuse_mount::mount::{Mount, MountOptions};
 use remora_fuse_mount::stale;
 use remora_vfs::filesystem::Filesystem;
-use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+use rustix::mount::{MountFlags, UnmountFlags};
 
 use crate::content::add::chain;
 use crate::exit::{Code, Context, Failure};
@@ -29,6 +29,8 @@ pub(crate) struct Mounted {
     mount: Mount,
     /// Mount ids of the engine and when they came; hints, see [`users`].
     ids: Mutex<BTreeMap<u64, Instant>>,
+    /// Every directory it was ever bound to in this session.
+    bound: Mutex<BTreeSet<PathBuf>>,
     next_id: Mutex<u64>,
 }
 
@@ -41,6 +43,7 @@ impl Mounted {
                 writing,
                 mount,
                 ids: Mutex::new(BTreeMap::new()),
+                bound: Mutex::new(BTreeSet::new()),
                 next_id: Mutex::new(0),
             }),
             Err(failure) => Err((writing, failure)),
@@ -64,7 +67,7 @@ impl Mounted {
 
     /// Who uses it, by the kernel's tables.
     pub(crate) fn users(&self) -> Result<Users, Failure> {
-        users::of(self.mount.device(), self.point()).doing("read the mount tables")
+        users::of(self.mount.device(), self.point(), &self.bound.lock()).doing("read the mount tables")
     }
 
     /// An engine mounts: it counts as a user until its container is seen, or for the time that takes at most.
@@ -96,6 +99,7 @@ impl Mounted {
 
     /// Binds the volume to a directory.
     pub(crate) fn bind(&self, dir: &Path, read_only: bool) -> Result<(), Failure> {
+        self.bound.lock().insert(dir.to_path_buf());
         bind(self.point(), dir, read_only)
     }
 
@@ -147,16 +151,12 @@ fn bind(point: &Path, dir: &Path, read_only: bool) -> Result<(), Failure> {
         return Err(Failure::new(Code::Conflict, format!("something is mounted on {} already", dir.display())));
     }
     rustix::mount::mount_bind(point, dir).doing(format_args!("mount on {}", dir.display()))?;
-    let settle = || -> rustix::io::Result<()> {
-        if read_only {
-            rustix::mount::mount_remount(dir, MountFlags::BIND | MountFlags::RDONLY, "")?;
-        }
-        // An unmount of one directory must not travel to the others.
-        rustix::mount::mount_change(dir, MountPropagationFlags::PRIVATE)
-    };
-    settle().map_err(|e| {
+    if !read_only {
+        return Ok(());
+    }
+    rustix::mount::mount_remount(dir, MountFlags::BIND | MountFlags::RDONLY, "").map_err(|e| {
         let _undone = rustix::mount::unmount(dir, UnmountFlags::DETACH);
-        Failure::failed(format!("mount on {}: {e}", dir.display()))
+        Failure::failed(format!("mount read-only on {}: {e}", dir.display()))
     })
 }
 

@@ -22,11 +22,13 @@ impl Users {
     }
 }
 
-/// Every mount of `device` except `own` and its copies by propagation, which sit at the same path.
-pub(crate) fn of(device: u64, own: &Path) -> std::io::Result<Users> {
+/// Every mount of `device` that somebody uses: not `own`, and not the copies that a clone of this host's mount namespace (a
+/// service's private one, say) took of `own` and of the directories in `bound`, where it was ever bound to.
+pub(crate) fn of(device: u64, own: &Path, bound: &BTreeSet<PathBuf>) -> std::io::Result<Users> {
     let mut users = Users::default();
     let mine = std::fs::read_link("/proc/self/ns/mnt")?;
-    users.here = points(&std::fs::read_to_string("/proc/self/mountinfo")?, device, own);
+    users.here = points(&std::fs::read_to_string("/proc/self/mountinfo")?, device);
+    users.here.retain(|point| point != own);
     let mut seen = BTreeSet::from([mine]);
     for entry in std::fs::read_dir("/proc")? {
         let Ok(entry) = entry else { continue };
@@ -40,14 +42,21 @@ pub(crate) fn of(device: u64, own: &Path) -> std::io::Result<Users> {
             continue;
         }
         if let Ok(table) = std::fs::read_to_string(entry.path().join("mountinfo")) {
-            users.elsewhere += points(&table, device, own).len();
+            users.elsewhere += count_foreign(&points(&table, device), own, bound);
         }
     }
     Ok(users)
 }
 
-/// Mount points of `device` in a mount table, `own` left out.
-fn points(table: &str, device: u64, own: &Path) -> Vec<PathBuf> {
+/// How many of a foreign namespace's mounts are uses. A namespace that has our own mount point is a clone of this host's: what it has at
+/// paths where we mounted is a copy that nobody asked for. A container's has not.
+fn count_foreign(points: &[PathBuf], own: &Path, bound: &BTreeSet<PathBuf>) -> usize {
+    let is_clone = points.iter().any(|point| point == own);
+    points.iter().filter(|point| !(is_clone && (*point == own || bound.contains(*point)))).count()
+}
+
+/// Mount points of `device` in a mount table.
+fn points(table: &str, device: u64) -> Vec<PathBuf> {
     let wanted = format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
     let of_line = |line: &str| -> Option<PathBuf> {
         let mut fields = line.split(' ');
@@ -55,7 +64,7 @@ fn points(table: &str, device: u64, own: &Path) -> Vec<PathBuf> {
         let point = fields.nth(1)?;
         (device == wanted).then(|| PathBuf::from(unescape(point)))
     };
-    table.lines().filter_map(of_line).filter(|point| point != own).collect()
+    table.lines().filter_map(of_line).collect()
 }
 
 /// Undoes the kernel's octal escapes of blanks and backslashes.
@@ -85,11 +94,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_other_mounts_of_the_device_are_users() {
+    fn a_clone_of_the_namespace_is_no_user_and_a_container_is() {
+        let (own, bound) = (Path::new("/d/mnt/x"), BTreeSet::from([PathBuf::from("/srv")]));
+        let count = |points: &[&str]| {
+            count_foreign(&points.iter().map(PathBuf::from).collect::<Vec<_>>(), own, &bound)
+        };
+        assert_eq!(count(&["/d/mnt/x", "/srv"]), 0);
+        assert_eq!(count(&["/data"]), 1);
+        assert_eq!(count(&["/srv"]), 1);
+        assert_eq!(count(&["/d/mnt/x", "/elsewhere"]), 1);
+    }
+
+    #[test]
+    fn only_mounts_of_the_device_are_looked_at() {
         let table = "36 35 0:54 / /data/mnt/x rw - fuse.remora remora rw\n\
                      37 35 0:54 / /srv/with\\040blank rw - fuse.remora remora rw\n\
                      38 35 0:55 / /other rw - fuse.remora remora rw\n";
         let device = rustix::fs::makedev(0, 54);
-        assert_eq!(points(table, device, Path::new("/data/mnt/x")), [PathBuf::from("/srv/with blank")]);
+        assert_eq!(points(table, device), [PathBuf::from("/data/mnt/x"), PathBuf::from("/srv/with blank")]);
     }
 }
