@@ -7,3 +7,4 @@ pub(crate) mod wishes;
 pub(crate) mod mounted;
 pub(crate) mod service;
 mod docker;
+mod forgotten;

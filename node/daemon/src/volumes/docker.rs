@@ -47,5 +47,6 @@ impl Volumes {
                 tracing::warn!(volume = %id, error = %failure, "a volume nobody uses could not be released");
             }
         }
+        self.give_back_forgotten();
     }
 }
