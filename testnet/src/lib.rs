@@ -13,4 +13,5 @@ pub mod report;
 pub mod demo;
 pub mod restart;
 pub mod sizes;
+pub mod moving;
 pub mod posix;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use remora_testnet::{demo, ledger, posix, restart, sizes};
+use remora_testnet::{demo, ledger, moving, posix, restart, sizes};
 
 /// Proves Remora on this machine: hosts, faults, simulation, benchmarks, the demo.
 #[derive(Parser)]
@@ -18,6 +18,12 @@ struct Cli {
 enum Command {
     /// The main job: a volume is filled, handed to another node, compared; a daemon is killed, nothing is lost
     Demo,
+    /// Two hosts with a Docker engine each: databases and 5,000 files follow their containers
+    Move {
+        /// Smaller loads: a minute
+        #[arg(long)]
+        short: bool,
+    },
     /// kill -9 of the daemon under a writer that fsyncs numbered records
     Restart {
         #[arg(long, default_value_t = 20)]
@@ -60,6 +66,7 @@ fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Demo => demo::run(),
+        Command::Move { short } => moving::run(short),
         Command::Restart { rounds } => restart::run(rounds).map(drop),
         Command::Sizes { mib, rounds } => sizes::run(&mib, rounds),
         Command::Posix { allow } => posix::run(allow),
