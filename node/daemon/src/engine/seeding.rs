@@ -56,8 +56,13 @@ enum Round {
 /// Keeps the engine of this host informed, for ever. Absence of an engine is no error.
 pub(crate) async fn keep(members: Arc<Membership>) {
     let mut changed = members.watch();
-    let mut seeding =
-        Seeding { engine: Engine::local(), members, told: BTreeSet::new(), seen: BTreeMap::new(), is_announced: false };
+    let mut seeding = Seeding {
+        engine: Engine::local(),
+        members,
+        told: BTreeSet::new(),
+        seen: BTreeMap::new(),
+        is_announced: false,
+    };
     loop {
         match seeding.round().await {
             Round::Complete => {
@@ -109,7 +114,8 @@ impl Seeding {
         }
         let entries = self.members.read(|r| r.volumes());
         self.told.retain(|id| entries.iter().any(|e| e.record.id == *id));
-        let untold: Vec<CatalogueEntry> = entries.into_iter().filter(|e| !self.told.contains(&e.record.id)).collect();
+        let untold: Vec<CatalogueEntry> =
+            entries.into_iter().filter(|e| !self.told.contains(&e.record.id)).collect();
         let lacks_labels = untold.iter().any(|e| e.record.labels.is_empty());
         let known = if lacks_labels { self.engine.volumes().await? } else { Vec::new() };
         let mut round = Round::Complete;
@@ -152,12 +158,20 @@ impl Seeding {
 
     /// Puts the labels that only our engine was told into the catalogue.
     fn learn_labels(&self, entry: &mut CatalogueEntry, known: &[EngineVolume]) {
-        let Some(labels) = labels_of(&entry.shown_name, known).filter(|_| entry.record.labels.is_empty()) else { return };
+        let Some(labels) = labels_of(&entry.shown_name, known).filter(|_| entry.record.labels.is_empty())
+        else {
+            return;
+        };
         // The record may have changed while the engine was asked.
-        let Some(record) = self.members.read(|r| r.volume(&entry.record.id)).filter(|r| !r.removed) else { return };
+        let Some(record) = self.members.read(|r| r.volume(&entry.record.id)).filter(|r| !r.removed) else {
+            return;
+        };
         let record = VolumeRecord { labels, ..record };
         if VolumeRecord::decode(&record.encode()).is_err() {
-            tracing::warn!(volume = entry.shown_name, "the labels are too many or too long for other hosts to have them");
+            tracing::warn!(
+                volume = entry.shown_name,
+                "the labels are too many or too long for other hosts to have them"
+            );
             return;
         }
         entry.record = record;
