@@ -14,4 +14,5 @@ pub mod demo;
 pub mod restart;
 pub mod sizes;
 pub mod moving;
+pub mod hostile;
 pub mod posix;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use remora_testnet::{demo, ledger, moving, posix, restart, sizes};
+use remora_testnet::{demo, hostile, ledger, moving, posix, restart, sizes};
 
 /// Proves Remora on this machine: hosts, faults, simulation, benchmarks, the demo.
 #[derive(Parser)]
@@ -37,6 +37,8 @@ enum Command {
         #[arg(long, default_value_t = 5)]
         rounds: u32,
     },
+    /// Names, tickets, strangers, full disks and corrupt files: a clear error, nothing lost, the daemon alive
+    Hostile,
     /// pjdfstest 0.2.2 on a mounted volume
     Posix {
         /// Fail when more than this many cases fail
@@ -69,6 +71,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Move { short } => moving::run(short),
         Command::Restart { rounds } => restart::run(rounds).map(drop),
         Command::Sizes { mib, rounds } => sizes::run(&mib, rounds),
+        Command::Hostile => hostile::run(),
         Command::Posix { allow } => posix::run(allow),
         Command::WriteRecords { path, first } => ledger::write_records(&path, first),
     }

@@ -91,13 +91,18 @@ impl Node {
         serde_json::from_str(&self.ok(&all)?).with_context(|| format!("read the JSON of remora {}", args.join(" ")))
     }
 
-    /// Starts the daemon and waits until it answers.
+    /// Starts the daemon, without a Docker plugin, and waits until it answers.
     pub fn start(&mut self) -> Result<()> {
+        self.start_with("off")
+    }
+
+    /// As [`Node::start`], with Docker's plugin socket at `docker_plugin` (or "off").
+    pub fn start_with(&mut self, docker_plugin: &str) -> Result<()> {
         ensure!(self.child.is_none(), "{} runs already", self.name);
         let log = File::options().create(true).append(true).open(self.log()).context("open the daemon's log")?;
         let child = self
             .command()?
-            .args(["daemon", "--docker-plugin", "off"])
+            .args(["daemon", "--docker-plugin", docker_plugin])
             .env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "info".into()))
             .stdout(log.try_clone()?)
             .stderr(log)

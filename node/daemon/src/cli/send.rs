@@ -25,6 +25,9 @@ const RECORDS_IN_FLIGHT: usize = 8;
 /// Directories within directories.
 const DEPTH_MAX: usize = 256;
 
+/// What the walk ends with when nobody takes its records any more.
+const STOPPED: &str = "the daemon stopped taking the files";
+
 #[derive(Args)]
 pub(crate) struct Add {
     /// Files and directories; dot files are taken, symlinks are kept as symlinks
@@ -65,9 +68,14 @@ impl Add {
         let sent = global.client()?.send(Method::POST, &format!("/v1/dag/add?profile={}", self.profile), body).await;
         let walked = walk.await.doing("walk the files")?;
         bar.finish_and_clear();
-        // What went wrong on this side explains what the daemon then said.
-        walked?;
-        let body = sent?.into_body().collect().await.doing("read the daemon's answer")?.to_bytes();
+        let sent = match (walked, sent) {
+            (Ok(()), sent) => sent?,
+            // Why the daemon stopped, it says itself.
+            (Err(own), Err(said)) if own.text == STOPPED => return Err(said),
+            // What went wrong on this side explains what the daemon then said.
+            (Err(own), _) => return Err(own),
+        };
+        let body = sent.into_body().collect().await.doing("read the daemon's answer")?.to_bytes();
         serde_json::from_slice(&body).doing("read the daemon's answer")
     }
 }
@@ -151,6 +159,6 @@ impl Walker {
     fn emit(&self, record: &Record) -> Result<(), Failure> {
         self.sender
             .blocking_send(Ok(Frame::data(Bytes::from(record.to_frame()))))
-            .map_err(|_| Failure::failed("the daemon stopped taking the files"))
+            .map_err(|_| Failure::failed(STOPPED))
     }
 }

@@ -41,7 +41,11 @@ impl NodeBlocks {
     /// Asks peers for a block that is not here (or is damaged here), and keeps what comes.
     fn fetch(&self, cid: &Cid, why: SourceError) -> Result<Bytes, SourceError> {
         let Some(exchange) = self.exchange.get() else { return Err(why) };
-        let block = exchange.fetch_blocking(*cid).map_err(|e| e.into_source_error(cid))?;
+        let block = exchange.fetch_blocking(*cid).map_err(|e| match e.into_source_error(cid) {
+            // What is damaged here and nowhere else is damaged, not missing.
+            SourceError::NotFound { .. } => why,
+            other => other,
+        })?;
         let bytes = block.bytes().clone();
         // Not being able to keep it (a full disk) is no reason not to show it.
         if let Err(e) = self.put(block) {

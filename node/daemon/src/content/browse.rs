@@ -142,7 +142,10 @@ pub(crate) fn read(error: ReadError) -> Failure {
         ReadError::NoEntry { .. } => (Code::NotFound, ""),
         ReadError::Source(SourceError::NotFound { .. }) => (Code::NotFound, " on this host or any connected member"),
         ReadError::Source(SourceError::Timeout { .. }) => (Code::Unreachable, ""),
-        ReadError::Source(SourceError::Corrupt { .. }) | ReadError::Damaged(_) => (Code::Damaged, ""),
+        ReadError::Source(SourceError::Corrupt { .. }) => {
+            (Code::Damaged, " on this host, and no connected member has it: `remora store verify` lists what else is")
+        }
+        ReadError::Damaged(_) => (Code::Damaged, ""),
         ReadError::Source(SourceError::Io { .. }) => (Code::Failed, ""),
     };
     Failure::new(code, format!("{}{hint}", chain(&error)))

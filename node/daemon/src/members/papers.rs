@@ -59,7 +59,11 @@ pub(crate) fn identity_failure(error: &IdentityError) -> Failure {
         IdentityError::Missing { .. } | IdentityError::Exists { .. } => Code::NotReady,
         _ => Code::Damaged,
     };
-    Failure::new(code, chain(error))
+    let remedy = match error {
+        IdentityError::Missing { .. } => ": restore it from a backup, or join again as a new member with an empty data directory",
+        _ => "",
+    };
+    Failure::new(code, format!("{}{remedy}", chain(error)))
 }
 
 fn damaged(path: &Path, why: &str) -> Failure {
