@@ -83,17 +83,17 @@ fn plant(root: &Path, files: u64) -> Result<()> {
 
 fn file(path: &Path, number: u64, rng: &mut ChaCha8Rng) -> Result<()> {
     // Some are longer than a block, and not by a whole number of them.
-    let length = if number % 1000 == 999 { (3 << 20) + 17 } else { rng.gen_range(0..8192) };
+    let length = if number % 1000 == 999 { (3 << 20) + 17 } else { rng.random_range(0..8192) };
     let mut content = vec![0u8; length];
     rng.fill_bytes(&mut content);
     fs::write(path, &content)?;
     let owner = |n: u64| u32::try_from(n % 70_000).ok();
     std::os::unix::fs::chown(path, owner(number * 13), owner(number * 17))?;
-    fs::set_permissions(path, Permissions::from_mode(rng.gen_range(0..0o10000)))?;
-    if number % 7 == 0 {
+    fs::set_permissions(path, Permissions::from_mode(rng.random_range(0..0o10000)))?;
+    if number.is_multiple_of(7) {
         rustix::fs::setxattr(path, "user.number", &number.to_le_bytes(), XattrFlags::empty())?;
     }
-    let time = UNIX_EPOCH + Duration::new(number * 300_000, rng.gen_range(0..1_000_000_000));
+    let time = UNIX_EPOCH + Duration::new(number * 300_000, rng.random_range(0..1_000_000_000));
     File::open(path)?.set_modified(time).with_context(|| format!("set the time of {}", path.display()))
 }
 
