@@ -12,13 +12,15 @@ mod atimes;
 mod convert;
 mod listing;
 mod negotiate;
+mod privileges;
 
 use crate::adapter::atimes::Atimes;
 use crate::adapter::convert::{
     TTL, absent, allocate, file_attr, file_type, kernel_errno, new_node, now, permissions, rename_mode,
     requested_time, seek, xattr_mode,
 };
-use crate::adapter::negotiate::{negotiate, open_flags};
+use crate::adapter::negotiate::{Agreed, negotiate};
+use crate::adapter::privileges::{mode_without, takes_away};
 use crate::connection::Connection;
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, Errno as KernelErrno, FileAttr, FileHandle, Generation, INodeNo,
@@ -49,6 +51,7 @@ pub(crate) struct Adapter {
     connection: Arc<Connection>,
     atimes: Atimes,
     has_xattrs: bool,
+    agreed: Agreed,
 }
 
 /// Runs a call of the file system; its panic becomes `EIO`.
@@ -73,7 +76,7 @@ impl Adapter {
     /// Serves `fs`; without `has_xattrs` the kernel is told once that there are none and stops asking, which makes
     /// listings with attributes and small writes much faster.
     pub(crate) fn new(fs: Arc<dyn Filesystem>, connection: Arc<Connection>, has_xattrs: bool) -> Self {
-        Adapter { fs, connection, atimes: Atimes::default(), has_xattrs }
+        Adapter { fs, connection, atimes: Atimes::default(), has_xattrs, agreed: Agreed::default() }
     }
 
     fn call<T>(&self, what: &'static str, call: impl FnOnce(&dyn Filesystem) -> Reply<T>) -> Reply<T> {
@@ -104,10 +107,12 @@ impl Adapter {
     }
 
     /// What lies in `system.` is the kernel's to act on: an ACL that is kept but not enforced would be a lie, and `cp -a`, which
-    /// sets modes as ACLs, needs the refusal to set them as modes.
+    /// sets modes as ACLs, needs the refusal to set them as modes. A label of SELinux is the mount's, not the file's. Whoever asks
+    /// for these of every file, as `ls -l` does, stops when told so.
     fn xattr_named(&self, name: &OsStr) -> Reply<()> {
-        let is_system = name.as_bytes().starts_with(b"system.");
-        self.xattrs().and_then(|()| if is_system { Err(Errno::EOPNOTSUPP) } else { Ok(()) })
+        let is_system = name.as_bytes().starts_with(b"system.") || name == "security.selinux";
+        self.xattrs()?;
+        if is_system { Err(Errno::EOPNOTSUPP) } else { Ok(()) }
     }
 }
 
@@ -132,7 +137,7 @@ fn send_xattr(reply: ReplyXattr, size: u32, value: &[u8]) {
 
 impl fuser::Filesystem for Adapter {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        negotiate(config);
+        self.agreed = negotiate(config);
         Ok(())
     }
 
@@ -164,7 +169,7 @@ impl fuser::Filesystem for Adapter {
 
     fn setattr(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -182,8 +187,13 @@ impl fuser::Filesystem for Adapter {
     ) {
         let now = now();
         let mtime = mtime.map(|time| requested_time(time, now));
-        let change = SetAttr { mode: mode.map(permissions), uid, gid, size, mtime };
+        let mut change = SetAttr { mode: mode.map(permissions), uid, gid, size, mtime };
+        let takes_privileges =
+            self.agreed.clears_privileges && takes_away(&change, atime.is_some(), req.uid());
         let result = self.call("setattr", |fs| {
+            if takes_privileges {
+                change.mode = mode_without(&fs.getattr(ino.0)?);
+            }
             // An atime alone is no change of the file.
             if change == SetAttr::default() { fs.getattr(ino.0) } else { fs.setattr(ino.0, &change, now) }
         });
@@ -256,45 +266,21 @@ impl fuser::Filesystem for Adapter {
 
     fn create(
         &self,
-        req: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        mode: u32,
+        _req: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
         _umask: u32,
-        flags: i32,
+        _flags: i32,
         reply: ReplyCreate,
     ) {
-        let result = self.make(req, parent, name, &NewNode::File, mode).and_then(|attr| {
-            // The kernel never hears of an inode whose create fails, so its reference goes back here.
-            self.call("open", |fs| fs.open(attr.ino).inspect_err(|_| fs.forget(attr.ino, 1)))?;
-            Ok(attr)
-        });
-        let flags = open_flags(OpenFlags(flags));
-        answer!(reply, result, attr => {
-            reply.created(&TTL, &self.attr(&attr), Generation(0), FileHandle(0), flags);
-        });
+        // The kernel then makes files with `mknod` and opens them by itself.
+        reply.error(KernelErrno::ENOSYS);
     }
 
-    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let result = self.call("open", |fs| fs.open(ino.0));
-        answer!(reply, result, () => reply.opened(FileHandle(0), open_flags(flags)));
-    }
-
-    fn release(
-        &self,
-        _req: &Request,
-        ino: INodeNo,
-        _fh: FileHandle,
-        _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
-        _flush: bool,
-        reply: ReplyEmpty,
-    ) {
-        let result = self.call("release", |fs| {
-            fs.release(ino.0);
-            Ok(())
-        });
-        answer!(reply, result, () => reply.ok());
+    fn open(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        // The kernel then opens files by itself, keeping cached pages, and holds an open file by its reference.
+        reply.error(KernelErrno::ENOSYS);
     }
 
     fn read(
@@ -336,8 +322,9 @@ impl fuser::Filesystem for Adapter {
         _lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        // Nothing is held back here. ENOSYS would be quicker, but then the kernel skips writing mapped pages at close.
-        reply.ok();
+        // Nothing is held back here, so the kernel need not ask again; what was written through mmap it still writes at close,
+        // if it is a recent one.
+        if self.agreed.is_recent { reply.error(KernelErrno::ENOSYS) } else { reply.ok() }
     }
 
     fn fsync(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, datasync: bool, reply: ReplyEmpty) {

@@ -1,6 +1,6 @@
-//! What is agreed with the kernel: once for the mount, and for every open file.
+//! What is agreed with the kernel, once for the mount.
 
-use fuser::{FopenFlags, InitFlags, KernelConfig, OpenAccMode, OpenFlags};
+use fuser::{InitFlags, KernelConfig};
 
 /// The most bytes in one read or write request; also the kernel's own limit unless an administrator raised it.
 const REQUEST_BYTES_MAX: u32 = 1 << 20;
@@ -24,8 +24,17 @@ const CAPABILITIES: [InitFlags; 9] = [
     InitFlags::FUSE_EXPLICIT_INVAL_DATA,
 ];
 
+/// What the kernel has agreed to.
+#[derive(Clone, Copy, Default, Debug)]
+pub(super) struct Agreed {
+    /// Clearing set-user-id bits is our part.
+    pub(super) clears_privileges: bool,
+    /// Linux 5.11 or newer.
+    pub(super) is_recent: bool,
+}
+
 /// Settles what this mount uses.
-pub(super) fn negotiate(config: &mut KernelConfig) {
+pub(super) fn negotiate(config: &mut KernelConfig) -> Agreed {
     for capability in CAPABILITIES {
         // An older kernel lacks some; each is a matter of speed.
         if config.add_capabilities(capability).is_err() {
@@ -38,13 +47,7 @@ pub(super) fn negotiate(config: &mut KernelConfig) {
         let _ = config.set_max_readahead(offered);
     }
     let _ = config.set_max_background(N_BACKGROUND_MAX);
-}
-
-/// How the kernel is to treat a file opened this way.
-pub(super) fn open_flags(flags: OpenFlags) -> FopenFlags {
-    match flags.acc_mode() {
-        // A file opened for reading has nothing to flush; one opened for writing may have pages written through mmap.
-        OpenAccMode::O_RDONLY => FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH,
-        _ => FopenFlags::FOPEN_KEEP_CACHE,
-    }
+    let is_recent = config.capabilities().contains(InitFlags::FUSE_HANDLE_KILLPRIV_V2);
+    let clears_privileges = config.add_capabilities(InitFlags::FUSE_HANDLE_KILLPRIV_V2).is_ok();
+    Agreed { clears_privileges, is_recent }
 }

@@ -196,7 +196,7 @@ fn acls_are_refused_not_kept_without_being_enforced() {
     // A minimal ACL: what cp -a sends for mode 0640. Refused, cp sets the mode.
     let entry = |tag: u16, perm: u16| [tag.to_le_bytes(), perm.to_le_bytes(), [255; 2], [255; 2]].concat();
     let acl = [2u32.to_le_bytes().to_vec(), entry(1, 6), entry(4, 4), entry(0x20, 0)].concat();
-    for name in ["system.posix_acl_access", "system.other"] {
+    for name in ["system.posix_acl_access", "system.other", "security.selinux"] {
         assert_eq!(setxattr(&path, name, &acl, XattrFlags::empty()), Err(Errno::OPNOTSUPP));
         assert_eq!(getxattr(&path, name, &mut [0; 100][..]), Err(Errno::OPNOTSUPP));
         assert_eq!(removexattr(&path, name), Err(Errno::OPNOTSUPP));
@@ -260,6 +260,8 @@ fn a_change_by_another_user_clears_set_user_id() {
         "echo x > F",
         "truncate -s 1 F",
         "dd if=/dev/zero of=F bs=1 count=1 conv=notrunc 2>/dev/null",
+        "dd if=/dev/zero of=F bs=4096 count=1 oflag=direct conv=notrunc 2>/dev/null",
+        "fallocate -l 8192 F",
     ];
     for (i, change) in changes.into_iter().enumerate() {
         let path = scene.file(&format!("f{i}"), b"program");
@@ -267,6 +269,26 @@ fn a_change_by_another_user_clears_set_user_id() {
         assert!(as_nobody(&change.replace('F', path.to_str().unwrap())), "{change}");
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o777, "after {change}");
     }
+}
+
+#[test]
+fn root_may_change_a_set_user_id_program() {
+    let scene = Scene::new();
+    let path = scene.file("f", b"program");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o6777)).unwrap();
+    fs::write(&path, b"a newer one").unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o6777);
+}
+
+#[test]
+fn a_file_may_be_written_by_who_made_it_whatever_its_mode() {
+    let scene = Scene::new();
+    fs::set_permissions(scene.place.dir(), fs::Permissions::from_mode(0o777)).unwrap();
+    let path = scene.path("f");
+    assert!(as_nobody(&format!("umask 777; echo x > {}", path.display())));
+    let meta = fs::metadata(&path).unwrap();
+    assert_eq!((meta.uid(), meta.mode() & 0o7777, meta.len()), (65534, 0, 2));
+    assert!(!as_nobody(&format!("echo y > {} 2>/dev/null", path.display())), "the second open is an ordinary one");
 }
 
 #[test]

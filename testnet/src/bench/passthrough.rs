@@ -8,6 +8,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use rustix::fs::{
@@ -22,14 +23,16 @@ use remora_vfs::filesystem::{Allocate, Caller, Done, Filesystem, RenameMode, Rep
 /// The longest name list or value of an xattr.
 const XATTR_BYTES_MAX: usize = 64 << 10;
 
+/// Files kept open.
+const OPEN_MAX: usize = 512;
+
 /// An inode the kernel knows.
 struct Node {
     /// `O_PATH`: keeps it and leads to it.
     place: Arc<OwnedFd>,
     references: u64,
-    /// Open for reading and writing while the kernel has it open.
+    /// Open for reading and writing, since the first read or write.
     open: Option<Arc<OwnedFd>>,
-    opens: u64,
 }
 
 /// See the module.
@@ -37,6 +40,8 @@ pub(super) struct PassThrough {
     root: Arc<OwnedFd>,
     root_ino: u64,
     nodes: Mutex<HashMap<Ino, Node>>,
+    /// Descriptors kept open, at most: some nodes may be gone since.
+    n_open: AtomicUsize,
 }
 
 fn errno(error: rustix::io::Errno) -> Errno {
@@ -65,7 +70,7 @@ impl PassThrough {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(dir, flags, Mode::empty())?;
         let root_ino = rustix::fs::fstat(&root)?.st_ino;
-        Ok(PassThrough { root: Arc::new(root), root_ino, nodes: Mutex::default() })
+        Ok(PassThrough { root: Arc::new(root), root_ino, nodes: Mutex::default(), n_open: AtomicUsize::new(0) })
     }
 
     fn place(&self, ino: Ino) -> Reply<Arc<OwnedFd>> {
@@ -86,7 +91,21 @@ impl PassThrough {
         } else {
             OFlags::RDWR
         };
-        rustix::fs::open(path_of(&place), flags | OFlags::CLOEXEC, Mode::empty()).map(Arc::new).map_err(errno)
+        let opened = rustix::fs::open(path_of(&place), flags | OFlags::CLOEXEC, Mode::empty()).map(Arc::new).map_err(errno)?;
+        self.keep_open(ino, &opened);
+        Ok(opened)
+    }
+
+    /// Keeps a descriptor for the next time; the kernel does not say when a file is closed, so there is a bound.
+    fn keep_open(&self, ino: Ino, opened: &Arc<OwnedFd>) {
+        let mut nodes = self.nodes.lock();
+        if self.n_open.fetch_add(1, Ordering::Relaxed) >= OPEN_MAX {
+            self.n_open.store(1, Ordering::Relaxed);
+            nodes.values_mut().for_each(|node| node.open = None);
+        }
+        if let Some(node) = nodes.get_mut(&ino) {
+            node.open = Some(opened.clone());
+        }
     }
 
     fn attr(&self, stat: &Stat) -> Attr {
@@ -120,7 +139,7 @@ impl PassThrough {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let place = rustix::fs::openat(parent, name, flags, Mode::empty()).map_err(errno)?;
         let attr = self.attr(&stat(&place)?);
-        let node = || Node { place: Arc::new(place), references: 0, open: None, opens: 0 };
+        let node = || Node { place: Arc::new(place), references: 0, open: None };
         self.nodes.lock().entry(attr.ino).or_insert_with(node);
         Ok(attr)
     }
@@ -152,7 +171,7 @@ impl Filesystem for PassThrough {
         let mut nodes = self.nodes.lock();
         if let Some(node) = nodes.get_mut(&ino) {
             node.references = node.references.saturating_sub(n);
-            if node.references == 0 && node.opens == 0 {
+            if node.references == 0 {
                 nodes.remove(&ino);
             }
         }
@@ -243,24 +262,11 @@ impl Filesystem for PassThrough {
             .map_err(errno)
     }
 
-    fn open(&self, ino: Ino) -> Reply<()> {
-        let content = self.content(ino)?;
-        let mut nodes = self.nodes.lock();
-        let node = nodes.get_mut(&ino).ok_or(Errno::ESTALE)?;
-        node.opens += 1;
-        node.open.get_or_insert(content);
+    fn open(&self, _ino: Ino) -> Reply<()> {
         Ok(())
     }
 
-    fn release(&self, ino: Ino) {
-        let mut nodes = self.nodes.lock();
-        if let Some(node) = nodes.get_mut(&ino) {
-            node.opens = node.opens.saturating_sub(1);
-            if node.opens == 0 {
-                node.open = None;
-            }
-        }
-    }
+    fn release(&self, _ino: Ino) {}
 
     fn read(&self, ino: Ino, offset: u64, len: usize) -> Reply<Vec<u8>> {
         let content = self.content(ino)?;
