@@ -30,9 +30,6 @@ pub(crate) struct Config {
     /// Bytes kept free on the store's disk for deletes, commits and clean-up; below it writes answer ENOSPC.
     #[serde(default = "default_reserve")]
     pub(crate) reserve_bytes: u64,
-    /// A volume's log is folded into a new tree when it exceeds this many bytes (and 1/8 of the volume).
-    #[serde(default = "default_checkpoint")]
-    pub(crate) checkpoint_bytes: u64,
 }
 
 fn default_zone() -> String {
@@ -51,10 +48,6 @@ fn default_reserve() -> u64 {
     256 << 20
 }
 
-fn default_checkpoint() -> u64 {
-    256 << 20
-}
-
 /// The longest host or zone name, in bytes.
 const NAME_BYTES_MAX: usize = 64;
 
@@ -68,7 +61,6 @@ impl Config {
             mdns: false,
             docker_plugin: default_docker(),
             reserve_bytes: default_reserve(),
-            checkpoint_bytes: default_checkpoint(),
         };
         config.validate().map_err(Failure::usage)?;
         Ok(config)

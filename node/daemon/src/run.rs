@@ -84,7 +84,7 @@ async fn live(data: &DataDir, socket: &Path, config: Config, papers: Papers) -> 
     let (store, damage) = open_blocks(data)?;
     let blocks = NodeBlocks::new(store);
     let identity = papers.identity.clone();
-    let members = Membership::open(data, papers, &config)?;
+    let members = Membership::open(data, papers)?;
     let peers = Peers::new(Arc::clone(&members), blocks.store());
     let net = start_net(&config, identity, &members, &peers)?;
     let keepers = Keepers::open(data, Arc::clone(&members), Arc::clone(&blocks))?;
@@ -120,10 +120,10 @@ async fn live(data: &DataDir, socket: &Path, config: Config, papers: Papers) -> 
     wait_for_signal().await?;
     tracing::info!("stopping: volumes are made durable and handed back");
     let _nobody_listens = stop.send(true);
-    finish(api, restore, &volumes).await;
     if let Some((plugin, _)) = plugin {
         plugin.stop().await;
     }
+    finish(api, restore, &volumes).await;
     for task in tasks.into_iter().chain(seeding) {
         task.abort();
     }

@@ -130,7 +130,7 @@ fn print_list(volumes: &[VolumeState]) {
 
 fn copy_line(copy: &LocalCopy) -> String {
     match (copy.complete, copy.missing_blocks) {
-        (true, _) => "complete".into(),
+        (true, _) => format!("complete up to commit {}", copy.seq),
         (false, Some(n)) if n > 0 => format!("{n} blocks could not be had yet"),
         (false, _) => "on its way".into(),
     }

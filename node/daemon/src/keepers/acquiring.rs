@@ -23,6 +23,9 @@ use crate::volumes::wishes::wanted_keepers;
 /// How long an acquisition may take; Docker gives a mount 120 s.
 const DEADLINE_MS: u64 = 60_000;
 
+/// How long it may take while too few keepers are connected: enough for a connection to come about, not for a host.
+const LONELY_DEADLINE_MS: u64 = 8_000;
+
 /// How often the machine is told that time passes.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -60,6 +63,8 @@ fn options(members: &Membership, kept: &Kept, record: &VolumeRecord) -> AcquireO
         let ranked = choose(&record.id.0, &candidates, candidates.len());
         (ranked, wanted_keepers(&record.id, registry, replicas, &connected))
     });
+    let is_here = |peer: &PeerId| *peer == members.me() || connected.contains(peer);
+    let deadline_ms = if config.is_quorum(is_here) { DEADLINE_MS } else { LONELY_DEADLINE_MS };
     AcquireOptions {
         volume: record.id,
         me: members.me(),
@@ -71,7 +76,7 @@ fn options(members: &Membership, kept: &Kept, record: &VolumeRecord) -> AcquireO
         invited,
         evidence: None,
         waits_for_lease: !is_alive,
-        deadline: Millis(boot_ms()) + DEADLINE_MS,
+        deadline: Millis(boot_ms()) + deadline_ms,
         now_unix_ms: unix_ms(),
     }
 }

@@ -123,11 +123,6 @@ impl Kept {
         self.inner.lock().machine.record().clone()
     }
 
-    /// The log's chain.
-    pub(crate) fn chain(&self) -> Chain {
-        self.inner.lock().machine.chain().clone()
-    }
-
     /// The configuration that counts here, if this host is a keeper.
     pub(crate) fn config(&self) -> Option<remora_cluster::config::Config> {
         self.inner.lock().machine.config().cloned()

@@ -20,7 +20,7 @@ use remora_store::log::Recovery;
 use remora_store::registry::Registry as RegistryFile;
 use tokio::sync::watch;
 
-use crate::config::{Config, write_durably};
+use crate::config::write_durably;
 use crate::content::add::chain;
 use crate::exit::{Code, Context, Failure};
 use crate::members::found::WEIGHT_DEFAULT;
@@ -43,7 +43,6 @@ fn check_registry(data: &DataDir, recovery: &Recovery) -> Result<(), Failure> {
 /// What all members know, as this host knows it.
 pub(crate) struct Membership {
     papers: Papers,
-    name: String,
     registry: Mutex<Registry>,
     file: RegistryFile,
     tickets: Mutex<TicketBook>,
@@ -54,7 +53,7 @@ pub(crate) struct Membership {
 
 impl Membership {
     /// Reads the registry from disk.
-    pub(crate) fn open(data: &DataDir, papers: Papers, config: &Config) -> Result<Arc<Self>, Failure> {
+    pub(crate) fn open(data: &DataDir, papers: Papers) -> Result<Arc<Self>, Failure> {
         let mut registry = Registry::new(papers.peer(), papers.cluster());
         let mut skipped = 0u64;
         let (file, recovery) = RegistryFile::open(Arc::new(RealDisk), &data.store().registry(), &mut |frame| {
@@ -79,7 +78,6 @@ impl Membership {
         };
         Ok(Arc::new(Membership {
             papers,
-            name: config.name.clone(),
             registry: Mutex::new(registry),
             file,
             tickets: Mutex::new(tickets),
@@ -101,11 +99,6 @@ impl Membership {
 
     pub(crate) fn me(&self) -> PeerId {
         self.papers.peer()
-    }
-
-    /// What the cluster calls this host.
-    pub(crate) fn name(&self) -> &str {
-        &self.name
     }
 
     pub(crate) fn papers(&self) -> &Papers {

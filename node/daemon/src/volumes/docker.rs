@@ -39,6 +39,7 @@ impl Volumes {
 
     /// Releases what nobody uses any more though nobody said so: an engine that was killed never unmounts.
     pub(crate) fn sweep(self: &Arc<Self>) {
+        self.restore_late();
         let all: Vec<VolumeId> = self.mounted.lock().keys().copied().collect();
         for id in all {
             let turn = self.turn(id);

@@ -3,7 +3,7 @@
 //! What always holds: of one volume one thing is done at a time (its turn is held); a volume that nobody uses is released, so
 //! that any other host can have it; a mount that was asked for is remembered on disk before the call returns.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -40,6 +40,8 @@ pub(crate) struct Volumes {
     remembered: Mounts,
     pub(super) mounted: Mutex<BTreeMap<VolumeId, Arc<Mounted>>>,
     turns: Mutex<BTreeMap<VolumeId, Arc<Mutex<()>>>>,
+    /// Directories whose mount did not come back yet after the start.
+    late: Mutex<BTreeSet<PathBuf>>,
     /// Kernel sessions that are being taken down; a volume is not mounted again before its own is gone.
     ending: Mutex<BTreeMap<VolumeId, JoinHandle<()>>>,
 }
@@ -54,6 +56,7 @@ impl Volumes {
             remembered: Mounts::load(data.mounts()),
             mounted: Mutex::new(BTreeMap::new()),
             turns: Mutex::new(BTreeMap::new()),
+            late: Mutex::new(BTreeSet::new()),
             ending: Mutex::new(BTreeMap::new()),
         })
     }
@@ -268,19 +271,36 @@ impl Volumes {
         Ok(())
     }
 
-    /// Brings back the mounts that a stop or crash of the daemon took away.
+    /// Brings back the mounts that a stop or crash of the daemon took away. What fails is tried again, see
+    /// [`Volumes::restore_late`].
     pub(crate) fn restore(&self) {
-        for (dir, remembered) in self.remembered.all() {
+        let dirs = self.remembered.all().into_iter().map(|(dir, _)| dir);
+        self.late.lock().extend(dirs);
+        self.restore_late();
+    }
+
+    /// Tries again to bring back what could not be brought back so far: a keeper may have been away.
+    pub(crate) fn restore_late(&self) {
+        let late: Vec<PathBuf> = self.late.lock().iter().cloned().collect();
+        for dir in late {
+            let Some(remembered) = self.remembered.get(&dir) else {
+                self.late.lock().remove(&dir);
+                continue;
+            };
             let record = remembered.volume.parse::<VolumeId>().ok().and_then(|id| self.members.read(|r| r.volume(&id)));
             let Some(record) = record.filter(|r| !r.removed) else {
                 tracing::warn!(dir = %dir.display(), "a remembered mount's volume is gone");
+                self.late.lock().remove(&dir);
                 continue;
             };
             let shown = self.members.read(|r| r.volumes());
             let name = shown.iter().find(|e| e.record.id == record.id).map(|e| e.shown_name.clone());
             let mounted = self.mount(&name.unwrap_or(record.name), &dir, remembered.read_only);
-            if let Err(failure) = mounted {
-                tracing::error!(dir = %dir.display(), error = %failure, "a mount did not come back");
+            match mounted {
+                Ok(()) => drop(self.late.lock().remove(&dir)),
+                Err(failure) => {
+                    tracing::warn!(dir = %dir.display(), error = %failure, "a mount did not come back; it is tried again");
+                }
             }
         }
     }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use remora_volume::volume::options::Space;
 
-/// Total and free bytes of the file system below `path`; what root may use counts as free, for the daemon is root.
+/// Total and free bytes of the file system below `path`, as any user may use them.
 pub(crate) fn free(path: &Path) -> Option<Space> {
     let stat = rustix::fs::statvfs(path).ok()?;
     Some(Space {
