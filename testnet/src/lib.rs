@@ -16,3 +16,5 @@ pub mod sizes;
 pub mod moving;
 pub mod hostile;
 pub mod posix;
+pub mod bench;
+pub mod simulate;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use remora_testnet::{demo, hostile, ledger, moving, posix, restart, sizes};
+use remora_testnet::{bench, demo, hostile, ledger, moving, posix, restart, simulate, sizes};
 
 /// Proves Remora on this machine: hosts, faults, simulation, benchmarks, the demo.
 #[derive(Parser)]
@@ -45,6 +45,24 @@ enum Command {
         #[arg(long, default_value_t = 0)]
         allow: u32,
     },
+    /// ext4, a pass-through over FUSE and a volume on one disk, interleaved: medians of ratios, against the goals
+    Bench {
+        #[arg(long, default_value_t = 5)]
+        rounds: u32,
+        /// Only these tests, by name
+        #[arg(long, value_delimiter = ',')]
+        only: Vec<String>,
+        /// Smaller and quicker
+        #[arg(long)]
+        short: bool,
+    },
+    /// The keeper protocol in virtual time, with crashes, loss and partitions, and planted mistakes that must be found
+    Simulate {
+        #[arg(long, default_value_t = 0)]
+        first_seed: u64,
+        #[arg(long, default_value_t = 2000)]
+        seeds: u64,
+    },
     /// (for rigs) Append and fsync numbered records, printing each acknowledged number
     #[command(hide = true)]
     WriteRecords { path: PathBuf, first: u64 },
@@ -73,6 +91,8 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Sizes { mib, rounds } => sizes::run(&mib, rounds),
         Command::Hostile => hostile::run(),
         Command::Posix { allow } => posix::run(allow),
+        Command::Bench { rounds, only, short } => bench::run(&bench::Options { rounds, only, short }),
+        Command::Simulate { first_seed, seeds } => simulate::command(first_seed, seeds),
         Command::WriteRecords { path, first } => ledger::write_records(&path, first),
     }
 }
