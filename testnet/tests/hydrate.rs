@@ -1,6 +1,8 @@
 //! A keeper has all of a volume by itself a moment after its writer stopped writing. Needs root and FUSE; says so and passes
 //! without them.
 
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test that cannot go on says why and ends")]
+
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};

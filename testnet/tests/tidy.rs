@@ -1,5 +1,7 @@
 //! The rules of the house as tests: what docs/CONTRIBUTING.md says about the repository, checked on the repository.
 
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test that cannot go on says why and ends")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -58,7 +58,11 @@ impl Ticket {
     pub(crate) async fn run(self, global: &Global) -> Result<(), Failure> {
         let wish = TicketWish { witness: self.role == "witness", expires_secs: self.expires.as_secs() };
         let ticket: TicketLine = global.client()?.call(Method::POST, "/v1/tickets", &wish).await?;
-        if global.json { render::json(&ticket) } else { Ok(render::line(&ticket.ticket)) }
+        if global.json {
+            return render::json(&ticket);
+        }
+        render::line(&ticket.ticket);
+        Ok(())
     }
 }
 

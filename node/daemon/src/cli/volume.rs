@@ -80,15 +80,27 @@ impl Volume {
                     mode: c.mode,
                 };
                 let made: VolumeState = client.call(Method::POST, "/v1/volumes", &wish).await?;
-                if global.json { render::json(&made) } else { Ok(render::line(&made.name)) }
+                if global.json {
+                    return render::json(&made);
+                }
+                render::line(&made.name);
+                Ok(())
             }
             Command::Ls => {
                 let volumes: Vec<VolumeState> = client.get("/v1/volumes").await?;
-                if global.json { render::json(&volumes) } else { Ok(print_list(&volumes)) }
+                if global.json {
+                    return render::json(&volumes);
+                }
+                print_list(&volumes);
+                Ok(())
             }
             Command::Inspect { name } => {
                 let volume: VolumeState = client.get(&format!("/v1/volumes/{}", escape(&name))).await?;
-                if global.json { render::json(&volume) } else { Ok(print_one(&volume)) }
+                if global.json {
+                    return render::json(&volume);
+                }
+                print_one(&volume);
+                Ok(())
             }
             Command::Rm { name } => {
                 client.call::<_, ()>(Method::DELETE, &format!("/v1/volumes/{}", escape(&name)), &()).await

@@ -159,7 +159,7 @@ fn round(keepers: &Arc<Keepers>) {
         match look(keepers, &kept, progress) {
             Ok(()) => {}
             Err(Stopped::Interrupted) => {
-                tracing::debug!(volume = %kept.id(), "left for something more urgent")
+                tracing::debug!(volume = %kept.id(), "left for something more urgent");
             }
             Err(Stopped::Failed(why)) => {
                 tracing::warn!(volume = %kept.id(), why, "this host's copy of the volume is not complete");
