@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::config::{Config, Durability};
 use crate::identity::{PeerId, VolumeId};
 use crate::lease::Millis;
-use crate::message::{Evidence, Message, Promised, Refusal};
+use crate::message::{Elected, Evidence, Message, Promised, Refusal};
 use crate::promise::Hold;
 use crate::tip::{Term, Tip};
 
@@ -150,6 +150,8 @@ pub struct Won {
     pub start: Tip,
     /// What each keeper has on disk, and when the request was sent that it answered last.
     pub progress: BTreeMap<PeerId, (Tip, Millis)>,
+    /// What keepers that were away are told of the election when they come back.
+    pub elected: Option<Box<Elected>>,
 }
 
 /// Why the volume was not acquired.
@@ -223,7 +225,7 @@ pub struct Acquire {
     silent: BTreeSet<PeerId>,
     target: Tip,
     sources: Vec<PeerId>,
-    elected: Option<Box<crate::message::Elected>>,
+    elected: Option<Box<Elected>>,
     progress: BTreeMap<PeerId, (Tip, Millis)>,
     aligned: BTreeSet<PeerId>,
     in_flight: BTreeMap<PeerId, Millis>,

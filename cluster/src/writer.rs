@@ -11,7 +11,7 @@ use crate::acquire::Won;
 use crate::config::{Config, Durability, majority};
 use crate::identity::PeerId;
 use crate::lease::{LeaseTimes, Millis};
-use crate::message::{Message, Nack, NackReason};
+use crate::message::{Elected, Message, Nack, NackReason};
 use crate::promise::Hold;
 use crate::tip::{Term, Tip};
 
@@ -105,6 +105,8 @@ struct Peer {
     rests_until: Millis,
     promised: Term,
     is_released: bool,
+    /// It was away at the election and has to be told before it takes commits.
+    is_untold: bool,
 }
 
 /// The writer of one volume, from [`Won`] to its release or fall.
@@ -113,6 +115,7 @@ pub struct Writer {
     me: PeerId,
     term: Term,
     config: Config,
+    elected: Option<Box<Elected>>,
     times: LeaseTimes,
     tip: Tip,
     own_durable_seq: u64,
@@ -134,6 +137,7 @@ impl Writer {
                 rests_until: Millis(0),
                 promised: Term(0),
                 is_released: false,
+                is_untold: false,
             };
             (peer, state)
         };
@@ -142,6 +146,7 @@ impl Writer {
             term: won.term,
             peers: won.config.voters().into_iter().chain([me]).map(peer).collect(),
             config: won.config.clone(),
+            elected: won.elected.clone(),
             times,
             tip: won.start,
             own_durable_seq: won.start.seq,
@@ -257,6 +262,11 @@ impl Writer {
                 }
                 peer.renewed = peer.renewed.max(sent);
             }
+            Message::Aligned { term, tip } if term == self.term => {
+                // Its log was cut to where it is on this chain. No renewal: a keeper that knew already renews nothing.
+                peer.tip = tip;
+                peer.is_untold = false;
+            }
             Message::Released { term } if term == self.term => {
                 peer.is_released = true;
                 let is_released = |peer: &PeerId| self.peers.get(peer).is_some_and(|peer| peer.is_released);
@@ -266,6 +276,11 @@ impl Writer {
                 }
             }
             Message::Nack(ref nack) => self.on_nack(now, from, nack, effects),
+            // A keeper that never heard of the volume is made one by hearing of the election.
+            Message::NotHere => {
+                peer.is_untold = self.elected.is_some();
+                peer.rests_until = now + self.times.renew_ms / 4;
+            }
             _ => peer.rests_until = now + self.times.renew_ms / 4,
         }
     }
@@ -277,10 +292,10 @@ impl Writer {
         }
         let Some(peer) = self.peers.get_mut(&from) else { return };
         peer.promised = peer.promised.max(nack.promised);
-        if nack.reason == NackReason::Gap {
-            peer.tip = nack.tip;
-        } else {
-            peer.rests_until = now + self.times.renew_ms / 4;
+        match nack.reason {
+            NackReason::Gap => peer.tip = nack.tip,
+            NackReason::NotElected if self.elected.is_some() && !peer.is_untold => peer.is_untold = true,
+            _ => peer.rests_until = now + self.times.renew_ms / 4,
         }
         // One keeper that was away may promise somebody else: that alone must not stop a writer whom a majority serves.
         let is_loyal = |peer: &PeerId| self.peers.get(peer).is_none_or(|peer| peer.promised <= self.term);
@@ -323,11 +338,14 @@ impl Writer {
             }
             let is_due = peer.renewed.is_none_or(|renewed| now.since(renewed) >= times.renew_ms);
             // What a keeper lacks at the release the next writer brings: a hand-off does not wait for a backlog.
+            let untold = self.elected.as_ref().filter(|_| peer.is_untold);
             let message = if self.is_releasing {
                 if peer.is_released {
                     continue;
                 }
                 Message::Release { term, tip }
+            } else if let Some(elected) = untold {
+                Message::Elected(elected.clone())
             } else if *to != me && peer.tip.seq < tip.seq {
                 effects.push(WriterEffect::SendLog { to: *to, after: peer.tip, commit_seq });
                 peer.in_flight = Some(now);

@@ -143,7 +143,8 @@ impl Acquire {
         let aligned = &self.aligned;
         let known = self.progress.iter().filter(|(peer, _)| aligned.contains(peer));
         let progress = known.map(|(peer, known)| (*peer, *known)).collect();
-        let won = Won { term: self.term, config: self.next.settled(), start, progress };
+        let elected = self.elected.clone();
+        let won = Won { term: self.term, config: self.next.settled(), start, progress, elected };
         effects.push(AcquireEffect::Won(Box::new(won)));
     }
 

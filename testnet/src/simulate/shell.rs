@@ -190,7 +190,7 @@ impl World {
                     if self.mistake == Some(Mistake::ServeBeforeStart) {
                         let config = config.settled();
                         let progress = [(peer(host), (start.tip, self.now()))].into();
-                        self.won(host, &Won { term, config, start: start.tip, progress });
+                        self.won(host, &Won { term, config, start: start.tip, progress, elected: None });
                     }
                     self.schedule(host, DiskDone::Written { tip: start.tip, attempt });
                 }

@@ -1,0 +1,89 @@
+//! The writer's side after START, asked what it sends next.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::collections::BTreeMap;
+
+use remora_cluster::acquire::Won;
+use remora_cluster::config::{Config, Durability};
+use remora_cluster::identity::PeerId;
+use remora_cluster::lease::{LeaseTimes, Millis};
+use remora_cluster::message::{Elected, Message, Nack, NackReason};
+use remora_cluster::tip::{Chain, CommitId, Term, Tip};
+use remora_cluster::writer::{Writer, WriterEffect, WriterEvent};
+
+const ME: PeerId = PeerId([1; 32]);
+const X: PeerId = PeerId([2; 32]);
+const AWAY: PeerId = PeerId([3; 32]);
+const START: Tip = Tip { term: Term(2), seq: 5, id: CommitId([25; 32]) };
+
+/// A writer whose third keeper was away at the election, and what it sends to that one first.
+fn writer() -> (Writer, Vec<WriterEffect>) {
+    let config = Config::at_creation(vec![ME, X, AWAY], Durability::Quorum);
+    let elected = Elected {
+        term: Term(2),
+        chain: Chain::default(),
+        config: config.clone(),
+        next: config.clone(),
+        since_unix_ms: 7,
+    };
+    let progress = BTreeMap::from([(ME, (START, Millis(0))), (X, (START, Millis(0)))]);
+    let won = Won { term: Term(2), config, start: START, progress, elected: Some(Box::new(elected)) };
+    let (writer, effects) = Writer::begin(ME, &won, LeaseTimes::default(), Millis(0));
+    (writer, to(AWAY, effects))
+}
+
+fn to(peer: PeerId, effects: Vec<WriterEffect>) -> Vec<WriterEffect> {
+    let is_to = |effect: &WriterEffect| match effect {
+        WriterEffect::SendLog { to, .. } | WriterEffect::Send { to, .. } => *to == peer,
+        _ => false,
+    };
+    effects.into_iter().filter(is_to).collect()
+}
+
+fn reply(writer: &mut Writer, now: u64, message: Message) -> Vec<WriterEffect> {
+    to(AWAY, writer.on(Millis(now), WriterEvent::Reply { from: AWAY, message }))
+}
+
+fn not_elected() -> Message {
+    let nack = Nack { reason: NackReason::NotElected, promised: Term(1), hold: None, tip: Tip::default() };
+    Message::Nack(Box::new(nack))
+}
+
+#[test]
+fn a_keeper_that_was_away_is_told_of_the_election_and_then_sent_the_log() {
+    let (mut writer, first) = writer();
+    assert!(matches!(first[..], [WriterEffect::SendLog { .. }]));
+    let told = reply(&mut writer, 10, not_elected());
+    assert!(
+        matches!(&told[..], [WriterEffect::Send { message: Message::Elected(e), .. }] if e.term == Term(2))
+    );
+    let tip = Tip { term: Term(1), seq: 3, id: CommitId([13; 32]) };
+    let sent = reply(&mut writer, 20, Message::Aligned { term: Term(2), tip });
+    assert!(matches!(sent[..], [WriterEffect::SendLog { after, .. }] if after == tip));
+}
+
+#[test]
+fn hearing_of_the_election_is_no_renewal() {
+    let (mut writer, _) = writer();
+    let before = writer.lease_until();
+    reply(&mut writer, 9_000, not_elected());
+    reply(&mut writer, 9_001, Message::Aligned { term: Term(2), tip: Tip::default() });
+    assert_eq!(writer.lease_until(), before);
+}
+
+#[test]
+fn a_keeper_that_refuses_again_rests() {
+    let (mut writer, _) = writer();
+    reply(&mut writer, 10, not_elected());
+    assert_eq!(reply(&mut writer, 20, not_elected()), vec![]);
+    assert!(to(AWAY, writer.on(Millis(700), WriterEvent::Tick)).len() == 1);
+}
+
+#[test]
+fn a_release_tells_nobody_of_the_election() {
+    let (mut writer, _) = writer();
+    writer.on(Millis(5), WriterEvent::Release);
+    let sent = reply(&mut writer, 10, not_elected());
+    assert!(sent.iter().all(|e| matches!(e, WriterEffect::Send { message: Message::Release { .. }, .. })));
+}
