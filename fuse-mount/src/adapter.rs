@@ -24,9 +24,10 @@ use crate::adapter::privileges::{mode_without, takes_away};
 use crate::connection::Connection;
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, Errno as KernelErrno, FileAttr, FileHandle, Generation, INodeNo,
-    IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr,
-    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek,
-    ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags,
+    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
+    ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
+    WriteFlags,
 };
 use remora_vfs::attr::{Attr, Ino, NAME_BYTES_MAX, NewNode, SetAttr};
 use remora_vfs::errno::Errno;
@@ -413,8 +414,9 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let result =
-            self.xattr_named(name).and_then(|()| self.call("getxattr", |fs| fs.getxattr(ino.0, name.as_bytes())));
+        let result = self
+            .xattr_named(name)
+            .and_then(|()| self.call("getxattr", |fs| fs.getxattr(ino.0, name.as_bytes())));
         answer!(reply, result, value => send_xattr(reply, size, &value));
     }
 

@@ -38,7 +38,20 @@ mod tests {
     fn attr(kind: Kind, mode: u16) -> Attr {
         let time = Timestamp(0);
         let (nlink, uid, gid, rdev, size, blocks) = (1, 0, 0, 0, 0, 0);
-        Attr { ino: 2, kind, mode, nlink, uid, gid, rdev, size, blocks, mtime: time, ctime: time, btime: time }
+        Attr {
+            ino: 2,
+            kind,
+            mode,
+            nlink,
+            uid,
+            gid,
+            rdev,
+            size,
+            blocks,
+            mtime: time,
+            ctime: time,
+            btime: time,
+        }
     }
 
     #[test]

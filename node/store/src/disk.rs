@@ -5,11 +5,13 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSlice};
+use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
 use rustix::buffer::spare_capacity;
+use rustix::fs::Advice;
 
 /// How a file is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +63,9 @@ pub trait DiskFile: Send + Sync {
         buf.truncate(n);
         Ok(buf)
     }
+
+    /// Says that these bytes will be read soon. Does not wait; a matter of speed alone.
+    fn will_read(&self, _offset: u64, _len: u64) {}
 
     /// Writes all parts, one after the other, at `offset`. After an error any part of them may have been written.
     fn pwrite(&self, offset: u64, parts: &[&[u8]]) -> io::Result<()>;
@@ -192,6 +197,13 @@ impl DiskFile for RealFile {
         }
         buf.truncate(len);
         Ok(buf)
+    }
+
+    fn will_read(&self, offset: u64, len: u64) {
+        let advised = rustix::fs::fadvise(&self.file, offset, NonZeroU64::new(len), Advice::WillNeed);
+        if let Err(error) = advised {
+            tracing::debug!(%error, "the system takes no advice on reads");
+        }
     }
 
     fn pwrite(&self, offset: u64, parts: &[&[u8]]) -> io::Result<()> {

@@ -70,7 +70,12 @@ impl PassThrough {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(dir, flags, Mode::empty())?;
         let root_ino = rustix::fs::fstat(&root)?.st_ino;
-        Ok(PassThrough { root: Arc::new(root), root_ino, nodes: Mutex::default(), n_open: AtomicUsize::new(0) })
+        Ok(PassThrough {
+            root: Arc::new(root),
+            root_ino,
+            nodes: Mutex::default(),
+            n_open: AtomicUsize::new(0),
+        })
     }
 
     fn place(&self, ino: Ino) -> Reply<Arc<OwnedFd>> {
@@ -91,7 +96,9 @@ impl PassThrough {
         } else {
             OFlags::RDWR
         };
-        let opened = rustix::fs::open(path_of(&place), flags | OFlags::CLOEXEC, Mode::empty()).map(Arc::new).map_err(errno)?;
+        let opened = rustix::fs::open(path_of(&place), flags | OFlags::CLOEXEC, Mode::empty())
+            .map(Arc::new)
+            .map_err(errno)?;
         self.keep_open(ino, &opened);
         Ok(opened)
     }

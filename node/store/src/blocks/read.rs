@@ -12,6 +12,12 @@ use crate::frame::{FrameHeader, FrameKind, HEADER_BYTES_MAX, PAYLOAD_BYTES_MAX, 
 use crate::index::{BlockPlace, Digest};
 use crate::pack::Pack;
 
+/// Whoever reads this much of a block at once is likely to read the next one too.
+const BULK_BYTES: usize = 256 << 10;
+
+/// How far the disk reads ahead then.
+const AHEAD_BYTES: u64 = 2 << 20;
+
 impl Shared {
     /// Where the block's frame should be.
     pub(super) fn find(&self, digest: &Digest) -> Option<(Arc<Pack>, BlockPlace)> {
@@ -63,6 +69,10 @@ impl Shared {
         let end = start.saturating_add(len).min(total);
         let cover = header.cover(start, end - start);
         let at = header.payload_at() + cover.start as u64;
+        if cover.len() >= BULK_BYTES {
+            // Blocks that are read one after the other were mostly written so.
+            pack.file.will_read(at + cover.len() as u64, AHEAD_BYTES);
+        }
         let bytes =
             pack.file.read_vec(at, cover.len()).map_err(DiskFault::at("read part of block", &pack.path))?;
         if bytes.len() != cover.len() || !header.proves_cover(cover.start, &bytes) {

@@ -9,6 +9,9 @@ use crate::log::segment::{Row, Segment};
 use crate::log::{LogError, Position, Shared, TailState};
 use crate::scan::mark_of;
 
+/// The kernel's page.
+const PAGE_BYTES: u64 = 4096;
+
 impl Shared {
     pub(super) fn check_writable(&self) -> Result<(), LogError> {
         if self.is_read_only {
@@ -51,8 +54,11 @@ impl Shared {
         let place = Place { salt: segment.header.salt, at: tail.end, synced: tail.synced, prev: tail.prev };
         let header = encode_header(meta, &place, stored);
         let (header_bytes, span) = frame_span(place.at, stored.payload_bytes);
-        let padding = [0; 8];
-        let pad = span as usize - header_bytes - stored.payload_bytes;
+        let padding = [0; 8 + PAGE_BYTES as usize];
+        // To the end of the page, so that the kernel never has to read what lies there before it writes. Nothing does.
+        let filled_end =
+            (place.at + span).next_multiple_of(PAGE_BYTES).min(segment.limit.max(place.at + span));
+        let pad = (filled_end - place.at) as usize - header_bytes - stored.payload_bytes;
         let mut slices = Vec::with_capacity(parts.len() + 2);
         slices.push(&header.bytes[..]);
         slices.extend_from_slice(parts);
