@@ -26,6 +26,9 @@ use crate::report::median;
 /// The most a daemon may hold for a volume of 1 GiB with 100,000 files.
 const DAEMON_MIB_MAX: u64 = 150;
 
+/// For `--only`: the look at the daemon's memory.
+const MEMORY: &str = "memory";
+
 /// How a test's figure is to be read.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Better {
@@ -86,9 +89,9 @@ const TESTS: [Test; 13] = [
 pub struct Options {
     /// Rounds after the warm-up; at least 1.
     pub rounds: u32,
-    /// Only these tests (`overwrite`, `append`, ...); empty for all.
+    /// Only these tests (`overwrite`, `append`, ..., `memory`); empty for all.
     pub only: Vec<String>,
-    /// Smaller files, fewer of them, and no look at memory.
+    /// Smaller files, fewer of them, and no look at memory unless asked for.
     pub short: bool,
 }
 
@@ -142,7 +145,7 @@ pub fn run(options: &Options) -> Result<()> {
 
 fn chosen(only: &[String]) -> Result<Vec<&'static Test>> {
     for key in only {
-        let keys: Vec<&str> = TESTS.iter().map(|test| test.key).collect();
+        let keys: Vec<&str> = TESTS.iter().map(|test| test.key).chain([MEMORY]).collect();
         ensure!(keys.contains(&key.as_str()), "there is no test {key:?}; there are {}", keys.join(", "));
     }
     let mut tests: Vec<&'static Test> =
