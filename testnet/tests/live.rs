@@ -1,5 +1,6 @@
 //! Whole nodes, as users run them: processes, a real network, real mounts. Needs root and FUSE.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -142,10 +143,13 @@ fn tree(into: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Paths with what is there: content, a link's target, or nothing for a directory.
-fn content(root: &Path) -> Result<Vec<(PathBuf, Option<[u8; 32]>, Option<Vec<u8>>)>> {
+/// Digest of a file's content, target of a link; neither for a directory.
+type Content = (Option<[u8; 32]>, Option<Vec<u8>>);
+
+/// Paths with what is there.
+fn content(root: &Path) -> Result<BTreeMap<PathBuf, Content>> {
     let found = manifest(root, &|_| {})?;
-    Ok(found.into_iter().map(|(path, seen)| (path, seen.sha256, seen.target)).collect())
+    Ok(found.into_iter().map(|(path, seen)| (path, (seen.sha256, seen.target))).collect())
 }
 
 #[test]

@@ -9,6 +9,9 @@ use crate::hostile::disk::{FILES, Filled, MARK, VOLUMES, body, files, find, flip
 use crate::hostile::{Cases, check_alive};
 use crate::nodes::{Node, cluster};
 
+/// What is done to a directory.
+type Damage = fn(&Path) -> Result<()>;
+
 /// Bytes of a slot of the ctl file.
 const SLOT_BYTES: u64 = 4096;
 
@@ -124,7 +127,7 @@ fn pack(cases: &mut Cases, filled: &Filled, dir: &Path) -> Result<()> {
 
 /// The index is disposable: nothing of it is missed.
 fn index(cases: &mut Cases, filled: &Filled, dir: &Path) -> Result<()> {
-    let damages: [(&str, fn(&Path) -> Result<()>); 4] = [
+    let damages: [(&str, Damage); 4] = [
         ("index: garbage in every file", |index| fill(index, &|bytes| bytes.fill(0xA5))),
         ("index: every file empty", |index| fill(index, &Vec::clear)),
         ("index: mark is garbage", |index| Ok(std::fs::write(index.join("mark"), "garbage")?)),

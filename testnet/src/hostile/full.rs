@@ -214,7 +214,7 @@ fn write_again(mount: &Path, ledger: &mut Ledger) -> Result<Duration> {
         match File::create(file_at(mount, number)).and_then(|mut f| ledger.noise.write(&mut f, number)) {
             Ok(()) => break,
             Err(e) if is_full(&e) && began.elapsed() < FREED_TIMEOUT => {
-                std::thread::sleep(Duration::from_millis(20))
+                std::thread::sleep(Duration::from_millis(20));
             }
             Err(e) => return Err(e).context("space was freed and cannot be used"),
         }

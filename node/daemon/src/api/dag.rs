@@ -1,9 +1,10 @@
 //! Calls about content.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
-use axum::body::Body;
+use axum::body::{Body, BodyDataStream};
 use axum::extract::{Query, State};
 use axum::response::Response;
 use bytes::Bytes;
@@ -24,6 +25,10 @@ type Shared = State<Arc<Services>>;
 
 /// Chunks on their way to or from a client; each at most about a mebibyte.
 const CHUNKS_IN_FLIGHT: usize = 8;
+
+/// Bytes of a refused stream that are read all the same, and how long its next piece may take.
+const DRAINED_BYTES_MAX: usize = 64 << 20;
+const DRAIN_PAUSE: Duration = Duration::from_secs(5);
 
 #[derive(Deserialize)]
 pub(crate) struct PathQuery {
@@ -90,6 +95,17 @@ async fn stream(
     Ok(Response::new(Body::from_stream(head.chain(rest))))
 }
 
+/// Reads on for a while what nobody wants any more: a sender whose connection breaks while it writes never reads why.
+async fn drain(mut stream: BodyDataStream) {
+    let mut left = DRAINED_BYTES_MAX;
+    while let Ok(Some(Ok(chunk))) = tokio::time::timeout(DRAIN_PAUSE, stream.next()).await {
+        left = left.saturating_sub(chunk.len());
+        if left == 0 {
+            return;
+        }
+    }
+}
+
 pub(crate) async fn add(State(services): Shared, Query(query): Query<AddQuery>, body: Body) -> Answer<Added> {
     let profile: Profile =
         query.profile.parse().map_err(|_| Failure::usage(format!("no profile {:?}", query.profile)))?;
@@ -98,6 +114,7 @@ pub(crate) async fn add(State(services): Shared, Query(query): Query<AddQuery>, 
         let mut stream = body.into_data_stream();
         while let Some(chunk) = stream.next().await {
             if sender.send(chunk.map_err(|e| e.to_string())).await.is_err() {
+                tokio::spawn(drain(stream));
                 return;
             }
         }

@@ -54,7 +54,7 @@ impl Writing {
     pub(crate) fn open(keepers: &Arc<Keepers>, record: &VolumeRecord, limits: Limits) -> Result<Writing, Failure> {
         let genesis = keepers.first_tree(record)?;
         let blank = remora_cluster::promise::Promise::blank(record.id);
-        let kept = keepers.kept_or(record.id, &blank).map_err(|failure| unopened(failure, record))?;
+        let kept = keepers.kept_or(record.id, &blank).map_err(|failure| unopened(&failure, record))?;
         check_log(&kept, record)?;
         let (bell, inbox) = Bell::new();
         let mut opened: Option<Arc<Volume>> = None;
@@ -174,7 +174,7 @@ impl Writing {
 }
 
 /// What users know a volume by is its name.
-fn unopened(failure: Failure, record: &VolumeRecord) -> Failure {
+fn unopened(failure: &Failure, record: &VolumeRecord) -> Failure {
     let text = failure.text.replace(&record.id.to_string(), &record.name);
     if failure.code != Code::Damaged {
         return Failure::new(failure.code, text);
