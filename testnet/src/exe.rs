@@ -33,7 +33,9 @@ pub fn remora() -> Result<Command> {
 /// Says what this machine lacks for FUSE mounts, with what to do about it.
 pub fn check_fuse() -> Result<()> {
     if !Path::new("/dev/fuse").exists() {
-        bail!("/dev/fuse is missing: load the module (`modprobe fuse`), or give the container `--device /dev/fuse`");
+        bail!(
+            "/dev/fuse is missing: load the module (`modprobe fuse`), or give the container `--device /dev/fuse`"
+        );
     }
     if !rustix::process::geteuid().is_root() {
         bail!("mounting needs root: run it with sudo, or as root");
@@ -46,5 +48,8 @@ pub fn scratch(name: &str) -> Result<tempfile::TempDir> {
     let near = path()?.parent().and_then(Path::parent).map(|target| target.join("testnet"));
     let dir = near.context("the program lies in no directory")?;
     std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
-    tempfile::Builder::new().prefix(&format!("{name}-")).tempdir_in(&dir).context("create a scratch directory")
+    tempfile::Builder::new()
+        .prefix(&format!("{name}-"))
+        .tempdir_in(&dir)
+        .context("create a scratch directory")
 }

@@ -29,7 +29,8 @@ pub fn record(number: u64) -> [u8; RECORD_BYTES] {
     for (at, byte) in bytes.iter_mut().enumerate().skip(40) {
         *byte = (number.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (at % 57)) as u8;
     }
-    let digest: [u8; 32] = Sha256::new().chain_update(&bytes[..8]).chain_update(&bytes[40..]).finalize().into();
+    let digest: [u8; 32] =
+        Sha256::new().chain_update(&bytes[..8]).chain_update(&bytes[40..]).finalize().into();
     bytes[8..40].copy_from_slice(&digest);
     bytes
 }
@@ -37,7 +38,12 @@ pub fn record(number: u64) -> [u8; RECORD_BYTES] {
 /// The writer's side, in a process of its own: appends and fsyncs from record `first` on until something fails, printing each
 /// acknowledged number on a line.
 pub fn write_records(path: &Path, first: u64) -> Result<()> {
-    let file = File::options().create(true).truncate(false).write(true).open(path).context("open the record file")?;
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path)
+        .context("open the record file")?;
     let mut out = std::io::stdout().lock();
     for number in first.. {
         file.write_all_at(&record(number), number * RECORD_BYTES as u64).context("write a record")?;
@@ -50,7 +56,9 @@ pub fn write_records(path: &Path, first: u64) -> Result<()> {
 /// Counts the unbroken run of good records from the start; an error if what follows is neither absent nor an unacknowledged tail.
 pub fn read_records(path: &Path) -> Result<u64> {
     let mut bytes = Vec::new();
-    File::open(path).and_then(|mut f| f.read_to_end(&mut bytes)).with_context(|| format!("read {}", path.display()))?;
+    File::open(path)
+        .and_then(|mut f| f.read_to_end(&mut bytes))
+        .with_context(|| format!("read {}", path.display()))?;
     let mut count = 0u64;
     for chunk in bytes.chunks(RECORD_BYTES) {
         if chunk != record(count) {

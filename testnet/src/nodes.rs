@@ -88,7 +88,8 @@ impl Node {
     pub fn json(&self, args: &[&str]) -> Result<serde_json::Value> {
         let mut all = vec!["--json"];
         all.extend_from_slice(args);
-        serde_json::from_str(&self.ok(&all)?).with_context(|| format!("read the JSON of remora {}", args.join(" ")))
+        serde_json::from_str(&self.ok(&all)?)
+            .with_context(|| format!("read the JSON of remora {}", args.join(" ")))
     }
 
     /// Starts the daemon, without a Docker plugin, and waits until it answers.
@@ -99,7 +100,8 @@ impl Node {
     /// As [`Node::start`], with Docker's plugin socket at `docker_plugin` (or "off").
     pub fn start_with(&mut self, docker_plugin: &str) -> Result<()> {
         ensure!(self.child.is_none(), "{} runs already", self.name);
-        let log = File::options().create(true).append(true).open(self.log()).context("open the daemon's log")?;
+        let log =
+            File::options().create(true).append(true).open(self.log()).context("open the daemon's log")?;
         let child = self
             .command()?
             .args(["daemon", "--docker-plugin", docker_plugin])

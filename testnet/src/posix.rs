@@ -68,7 +68,11 @@ pub fn run(allow: u32) -> Result<()> {
 
 /// The program, built from the registry into the target directory unless it is there.
 fn install() -> Result<PathBuf> {
-    let target = exe::path()?.parent().and_then(Path::parent).context("the program lies in no directory")?.to_path_buf();
+    let target = exe::path()?
+        .parent()
+        .and_then(Path::parent)
+        .context("the program lies in no directory")?
+        .to_path_buf();
     let tools = target.join("tools");
     let program = tools.join("bin").join(SUITE);
     if program.exists() {
@@ -96,7 +100,8 @@ fn suite(program: &Path, configuration: &Path, at: &Path) -> Result<(Verdict, Ve
     let text = String::from_utf8_lossy(&out.stdout);
     let failures = text.lines().filter(|l| l.trim_end().ends_with("FAILED")).map(str::to_owned).collect();
     let summary = text.lines().rev().find(|l| l.starts_with("Summary:"));
-    let summary = summary.with_context(|| format!("no summary:\n{}", String::from_utf8_lossy(&out.stderr)))?;
+    let summary =
+        summary.with_context(|| format!("no summary:\n{}", String::from_utf8_lossy(&out.stderr)))?;
     Ok((parse(summary).with_context(|| format!("read {summary:?}"))?, failures))
 }
 

@@ -21,7 +21,12 @@ impl Report {
     }
 
     /// Does one step under a progress bar; `work` answers the fact for the table.
-    pub fn step<T: Display, E>(&mut self, what: &str, total: u64, work: impl FnOnce(&ProgressBar) -> Result<T, E>) -> Result<(), E> {
+    pub fn step<T: Display, E>(
+        &mut self,
+        what: &str,
+        total: u64,
+        work: impl FnOnce(&ProgressBar) -> Result<T, E>,
+    ) -> Result<(), E> {
         let bar = bar(what, total);
         let began = Instant::now();
         let result = work(&bar);

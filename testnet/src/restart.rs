@@ -30,7 +30,11 @@ pub fn run(rounds: u32) -> Result<u64> {
             let wanted = records + 50 + u64::from(round) * 13 % 170;
             let began = Instant::now();
             while writer.acknowledged() < wanted {
-                ensure!(began.elapsed() < Duration::from_secs(30), "the writer is stuck: {}", node.last_words());
+                ensure!(
+                    began.elapsed() < Duration::from_secs(30),
+                    "the writer is stuck: {}",
+                    node.last_words()
+                );
                 std::thread::sleep(Duration::from_micros(300));
             }
             std::thread::sleep(Duration::from_micros(u64::from(round) * 37 % 900));
@@ -43,7 +47,10 @@ pub fn run(rounds: u32) -> Result<u64> {
             let found = read_records(&file)?;
             ensure!(found >= acknowledged, "{acknowledged} were acknowledged, {found} are there");
             records = found;
-            anyhow::Ok(format!("{acknowledged} acknowledged, {found} there, back after {} ms", back.as_millis()))
+            anyhow::Ok(format!(
+                "{acknowledged} acknowledged, {found} there, back after {} ms",
+                back.as_millis()
+            ))
         })?;
     }
     report.fact("lost", 0);

@@ -42,8 +42,15 @@ pub fn run(mebibytes: &[u64], rounds: u32) -> Result<()> {
             times.push(move_once(from, to, &name)?.as_secs_f64());
         }
         let median = Duration::from_secs_f64(crate::report::median(&times));
-        report.fact(&format!("{mib} MiB moved {rounds} times"), format!("first {}, median {}", seconds(first), seconds(median)));
-        ensure!(first < MOVE_TIME_MAX, "{mib} MiB took {} at first: {MOVE_TIME_MAX:?} is the limit", seconds(first));
+        report.fact(
+            &format!("{mib} MiB moved {rounds} times"),
+            format!("first {}, median {}", seconds(first), seconds(median)),
+        );
+        ensure!(
+            first < MOVE_TIME_MAX,
+            "{mib} MiB took {} at first: {MOVE_TIME_MAX:?} is the limit",
+            seconds(first)
+        );
         medians.push((median, *mib));
         let holder = if rounds % 2 == 1 { &mut *y } else { &mut *x };
         let at = holder.data().with_extension(format!("mnt-{name}"));

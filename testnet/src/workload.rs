@@ -60,10 +60,12 @@ fn copy_tree(from: &Path, to: &Path, progress: &dyn Fn(u64)) -> Result<u64> {
         } else {
             std::fs::copy(entry.path(), &target).with_context(|| format!("copy to {}", target.display()))?;
             let modified = entry.metadata()?.modified()?;
-            File::options().write(true).open(&target).and_then(|f| f.set_modified(modified)).or_else(|e| {
-                // A read-only file: root may open it, another user may not, and then its time does not matter here.
-                if e.kind() == std::io::ErrorKind::PermissionDenied { Ok(()) } else { Err(e) }
-            })?;
+            File::options().write(true).open(&target).and_then(|f| f.set_modified(modified)).or_else(
+                |e| {
+                    // A read-only file: root may open it, another user may not, and then its time does not matter here.
+                    if e.kind() == std::io::ErrorKind::PermissionDenied { Ok(()) } else { Err(e) }
+                },
+            )?;
             copied += 1;
             progress(1);
         }

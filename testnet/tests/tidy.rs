@@ -49,10 +49,14 @@ fn complain(what: &str, found: &[String]) {
 
 #[test]
 fn files_are_short() {
-    let mut sizes: Vec<(usize, PathBuf)> = sources().into_iter().map(|(p, t)| (t.lines().count(), p)).collect();
+    let mut sizes: Vec<(usize, PathBuf)> =
+        sources().into_iter().map(|(p, t)| (t.lines().count(), p)).collect();
     sizes.sort();
-    let long: Vec<String> =
-        sizes.iter().filter(|(n, _)| *n > FILE_LINES_MAX).map(|(n, p)| format!("{} {n}", p.display())).collect();
+    let long: Vec<String> = sizes
+        .iter()
+        .filter(|(n, _)| *n > FILE_LINES_MAX)
+        .map(|(n, p)| format!("{} {n}", p.display()))
+        .collect();
     complain("files over the limit", &long);
     let p95 = sizes[(sizes.len() - 1) * 95 / 100].0;
     assert!(p95 <= FILE_LINES_P95, "95 of 100 files are to be under {FILE_LINES_P95} lines, not {p95}");
@@ -95,10 +99,11 @@ fn file_names_say_something() {
 
 #[test]
 fn the_layout_at_the_top_is_fixed() {
-    let allowed: BTreeSet<&str> = ["Cargo.toml", "Cargo.lock", "node", "cluster", "fuse-mount", "testnet", "docs"]
-        .into_iter()
-        .chain(["README.md", "LICENSE-MIT", "LICENSE-APACHE", "clippy.toml", "rustfmt.toml"])
-        .collect();
+    let allowed: BTreeSet<&str> =
+        ["Cargo.toml", "Cargo.lock", "node", "cluster", "fuse-mount", "testnet", "docs"]
+            .into_iter()
+            .chain(["README.md", "LICENSE-MIT", "LICENSE-APACHE", "clippy.toml", "rustfmt.toml"])
+            .collect();
     let strangers: BTreeSet<String> = files()
         .iter()
         .filter_map(|p| p.components().next().map(|c| c.as_os_str().to_string_lossy().into_owned()))
@@ -142,7 +147,8 @@ fn nothing_is_left_to_do_in_the_code() {
 
 #[test]
 fn no_path_of_a_developers_machine_is_in_the_repository() {
-    let paths = [concat!("/wo", "rk/"), concat!("/ho", "me/"), concat!("/ro", "ot/."), concat!("../sha", "red")];
+    let paths =
+        [concat!("/wo", "rk/"), concat!("/ho", "me/"), concat!("/ro", "ot/."), concat!("../sha", "red")];
     let mut found = Vec::new();
     for path in files() {
         let Some(text) = read(&path) else { continue };
@@ -186,7 +192,11 @@ fn arrows_between_crates_run_one_way() {
     for (dir, allowed) in arrows() {
         let manifest = read(&Path::new(dir).join("Cargo.toml")).unwrap_or_else(|| panic!("{dir}/Cargo.toml"));
         // A crate's tests may use the crate itself with a feature more.
-        let own = manifest.lines().find_map(|line| line.strip_prefix("name = ")).unwrap_or_default().trim_matches('"');
+        let own = manifest
+            .lines()
+            .find_map(|line| line.strip_prefix("name = "))
+            .unwrap_or_default()
+            .trim_matches('"');
         for line in manifest.lines() {
             let name = line.split(['.', ' ', '=']).next().unwrap_or_default();
             let ours = (name == "remora" || name.starts_with("remora-")) && name != own;
@@ -200,7 +210,8 @@ fn arrows_between_crates_run_one_way() {
 
 #[test]
 fn pure_crates_stay_pure() {
-    let impure = ["std::fs", "std::net", "std::time::Instant", "SystemTime", "tokio", "std::thread", "rand::rng"];
+    let impure =
+        ["std::fs", "std::net", "std::time::Instant", "SystemTime", "tokio", "std::thread", "rand::rng"];
     let pure = ["node/dag/src", "cluster/src", "fuse-mount/vfs/src"];
     let mut found = Vec::new();
     for (path, text) in sources().iter().filter(|(p, _)| pure.iter().any(|d| p.starts_with(d))) {

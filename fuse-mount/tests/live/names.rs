@@ -288,7 +288,10 @@ fn a_file_may_be_written_by_who_made_it_whatever_its_mode() {
     assert!(as_nobody(&format!("umask 777; echo x > {}", path.display())));
     let meta = fs::metadata(&path).unwrap();
     assert_eq!((meta.uid(), meta.mode() & 0o7777, meta.len()), (65534, 0, 2));
-    assert!(!as_nobody(&format!("echo y > {} 2>/dev/null", path.display())), "the second open is an ordinary one");
+    assert!(
+        !as_nobody(&format!("echo y > {} 2>/dev/null", path.display())),
+        "the second open is an ordinary one"
+    );
 }
 
 #[test]

@@ -113,7 +113,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
     if let Command::Daemon(daemon) = cli.command {
         return daemon.run(&cli.global);
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().doing("start the runtime")?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().doing("start the runtime")?;
     let global = cli.global;
     runtime.block_on(async {
         match cli.command {

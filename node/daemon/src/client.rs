@@ -32,11 +32,19 @@ impl Client {
     }
 
     /// Sends a request and answers the response, once its status is a good one.
-    pub(crate) async fn send(&self, method: Method, path: &str, body: Body) -> Result<Response<Incoming>, Failure> {
+    pub(crate) async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Body,
+    ) -> Result<Response<Incoming>, Failure> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|e| {
             Failure::new(
                 Code::NoDaemon,
-                format!("no daemon answers on {} ({e}): start one with `remora daemon`", self.socket.display()),
+                format!(
+                    "no daemon answers on {} ({e}): start one with `remora daemon`",
+                    self.socket.display()
+                ),
             )
         })?;
         let (mut sender, connection) =

@@ -53,7 +53,11 @@ const NAME_BYTES_MAX: usize = 64;
 
 impl Config {
     /// The settings of a new node; empty choices take their defaults.
-    pub(crate) fn fresh(name: Option<String>, zone: Option<String>, listen: Vec<String>) -> Result<Self, Failure> {
+    pub(crate) fn fresh(
+        name: Option<String>,
+        zone: Option<String>,
+        listen: Vec<String>,
+    ) -> Result<Self, Failure> {
         let config = Config {
             name: name.unwrap_or_else(host_name),
             zone: zone.unwrap_or_else(default_zone),
@@ -79,7 +83,10 @@ impl Config {
             _ => Failure::failed(format!("read {}: {e}", path.display())),
         })?;
         let damaged = |why: String| {
-            Failure::new(Code::Damaged, format!("{}: {why}\nmend the file, nothing was changed", path.display()))
+            Failure::new(
+                Code::Damaged,
+                format!("{}: {why}\nmend the file, nothing was changed", path.display()),
+            )
         };
         let config: Config = toml::from_str(&text).map_err(|e| damaged(e.to_string()))?;
         config.validate().map_err(damaged)?;
@@ -109,7 +116,10 @@ impl Config {
                 .map_err(|e| format!("listen = {address:?}: {e}; like /ip4/0.0.0.0/tcp/{PORT_DEFAULT}"))?;
         }
         if !matches!(self.docker_plugin.as_str(), "auto" | "off") && !self.docker_plugin.starts_with('/') {
-            return Err(format!("docker_plugin = {:?}: \"auto\", \"off\" or an absolute path", self.docker_plugin));
+            return Err(format!(
+                "docker_plugin = {:?}: \"auto\", \"off\" or an absolute path",
+                self.docker_plugin
+            ));
         }
         Ok(())
     }
@@ -145,12 +155,8 @@ pub(crate) fn write_durably(path: &Path, bytes: &[u8], mode: u32) -> Result<(), 
     use std::os::unix::fs::OpenOptionsExt;
     let staged = path.with_extension("new");
     let write = || -> std::io::Result<()> {
-        let mut file = std::fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(mode)
-            .open(&staged)?;
+        let mut file =
+            std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&staged)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         std::fs::rename(&staged, path)?;
@@ -181,7 +187,9 @@ mod tests {
 
     #[test]
     fn a_corrupt_config_is_named_and_left_alone() {
-        for bad in ["name = ", "nam = \"a\"", "name = \"a/b\"", "name = \"a\"\nlisten = [\"nonsense\"]", "\u{0}"] {
+        for bad in
+            ["name = ", "nam = \"a\"", "name = \"a/b\"", "name = \"a\"\nlisten = [\"nonsense\"]", "\u{0}"]
+        {
             let failure = check(bad).unwrap_err();
             assert_eq!(failure.code, Code::Damaged, "{bad:?}: {failure}");
             assert!(failure.text.contains("config.toml"), "{failure}");

@@ -13,9 +13,9 @@ pub(crate) fn data_dir(given: Option<&Path>) -> Result<PathBuf, Failure> {
     if rustix::process::geteuid().is_root() {
         return Ok(PathBuf::from("/var/lib/remora"));
     }
-    let base = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from).or_else(|| {
-        std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local").join("share"))
-    });
+    let base = std::env::var_os("XDG_DATA_HOME")
+        .map(PathBuf::from)
+        .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local").join("share")));
     match base {
         Some(base) => Ok(base.join("remora")),
         None => Err(Failure::usage("neither HOME nor XDG_DATA_HOME is set: give --data DIR")),

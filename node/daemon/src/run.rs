@@ -143,7 +143,11 @@ async fn live(data: &DataDir, socket: &Path, config: Config, papers: Papers) -> 
 }
 
 /// Lets requests finish, then hands every volume back.
-async fn finish(api: tokio::task::JoinHandle<()>, restore: tokio::task::JoinHandle<()>, volumes: &Arc<Volumes>) {
+async fn finish(
+    api: tokio::task::JoinHandle<()>,
+    restore: tokio::task::JoinHandle<()>,
+    volumes: &Arc<Volumes>,
+) {
     if tokio::time::timeout(STOP_DEADLINE, async { (api.await, restore.await) }).await.is_err() {
         tracing::warn!("requests under way are given up");
     }
@@ -164,7 +168,11 @@ fn open_blocks(data: &DataDir) -> Result<(Arc<Blocks>, Vec<String>), Failure> {
     }
     let damage = |d: &remora_store::blocks::DamagedStretch| {
         let file = data.store().packs().join(pack_name(d.pack));
-        format!("{} is damaged at byte {}: blocks there are fetched from other hosts, if they have them", file.display(), d.at)
+        format!(
+            "{} is damaged at byte {}: blocks there are fetched from other hosts, if they have them",
+            file.display(),
+            d.at
+        )
     };
     let damage = recovery.damaged.iter().map(damage).collect();
     Ok((Arc::new(blocks), damage))

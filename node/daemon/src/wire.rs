@@ -262,7 +262,8 @@ mod tests {
 
     #[test]
     fn records_survive_any_cut_of_the_stream() {
-        let records = vec![Record::Enter(b"d".to_vec()), Record::Data(vec![7; 5000]), Record::End, Record::Leave];
+        let records =
+            vec![Record::Enter(b"d".to_vec()), Record::Data(vec![7; 5000]), Record::End, Record::Leave];
         let stream: Vec<u8> = records.iter().flat_map(Record::to_frame).collect();
         for step in [1, 3, 4096] {
             let (mut deframer, mut seen) = (Deframer::default(), Vec::new());

@@ -2,8 +2,8 @@
 //!
 //! What always holds: a [`PeerId`] made here is the key the remote proved to hold during the noise handshake.
 
-use libp2p::{Multiaddr, PeerId as WirePeerId};
 use libp2p::identity::{PublicKey, ed25519};
+use libp2p::{Multiaddr, PeerId as WirePeerId};
 use remora_cluster::identity::PeerId;
 use thiserror::Error;
 

@@ -160,6 +160,9 @@ impl Drop for Volume {
 
 impl std::fmt::Debug for Volume {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Volume").field("id", &self.shared.id).field("term", &self.shared.term).finish_non_exhaustive()
+        f.debug_struct("Volume")
+            .field("id", &self.shared.id)
+            .field("term", &self.shared.term)
+            .finish_non_exhaustive()
     }
 }

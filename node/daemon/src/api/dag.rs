@@ -52,11 +52,17 @@ pub(crate) async fn stat(State(services): Shared, Query(query): Query<PathQuery>
     .await
 }
 
-pub(crate) async fn cat(State(services): Shared, Query(query): Query<PathQuery>) -> Result<Response, Failure> {
+pub(crate) async fn cat(
+    State(services): Shared,
+    Query(query): Query<PathQuery>,
+) -> Result<Response, Failure> {
     stream(services, query.path, |blocks, cid, emit| send::file(blocks, cid, emit), false).await
 }
 
-pub(crate) async fn get(State(services): Shared, Query(query): Query<PathQuery>) -> Result<Response, Failure> {
+pub(crate) async fn get(
+    State(services): Shared,
+    Query(query): Query<PathQuery>,
+) -> Result<Response, Failure> {
     stream(services, query.path, |blocks, cid, emit| send::tree(blocks, cid, emit), true).await
 }
 

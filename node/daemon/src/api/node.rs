@@ -29,7 +29,9 @@ pub(crate) async fn status(State(services): Shared) -> Answer<Status> {
             cluster: services.members.papers().cluster().to_string(),
             pid: std::process::id(),
             uptime_secs: services.started.elapsed().as_secs(),
-            listen: net.map(|n| n.listen_addrs().iter().map(ToString::to_string).collect()).unwrap_or_default(),
+            listen: net
+                .map(|n| n.listen_addrs().iter().map(ToString::to_string).collect())
+                .unwrap_or_default(),
             docker_plugin: services.docker.lock().clone(),
             members: services.members.read(|r| r.members().len()),
             connected: net.map_or(0, |n| n.connected().len()),
@@ -65,26 +67,28 @@ pub(crate) async fn peers(State(services): Shared) -> Answer<Vec<Peer>> {
             let with_addresses = |(peer, cert)| (peer, cert, r.addresses(&peer));
             r.members().into_iter().map(with_addresses).collect::<Vec<_>>()
         });
-        let peer = |(peer, certificate, addresses): (PeerId, remora_cluster::cert::Certificate, Vec<String>)| {
-            let seen = connected.iter().find(|c| c.peer == peer);
-            Peer {
-                name: certificate.name,
-                peer: peer.to_string(),
-                zone: certificate.zone,
-                roles: certificate.roles.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
-                this_host: peer == me,
-                connected: seen.is_some(),
-                rtt_us: seen.and_then(|c| c.rtt).and_then(|rtt| u64::try_from(rtt.as_micros()).ok()),
-                addresses,
-            }
-        };
+        let peer =
+            |(peer, certificate, addresses): (PeerId, remora_cluster::cert::Certificate, Vec<String>)| {
+                let seen = connected.iter().find(|c| c.peer == peer);
+                Peer {
+                    name: certificate.name,
+                    peer: peer.to_string(),
+                    zone: certificate.zone,
+                    roles: certificate.roles.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
+                    this_host: peer == me,
+                    connected: seen.is_some(),
+                    rtt_us: seen.and_then(|c| c.rtt).and_then(|rtt| u64::try_from(rtt.as_micros()).ok()),
+                    addresses,
+                }
+            };
         Ok(members.into_iter().map(peer).collect())
     })
     .await
 }
 
 pub(crate) async fn exclude(State(services): Shared, Path(peer): Path<String>) -> Answer<()> {
-    let id: PeerId = peer.parse().map_err(|_| Failure::usage(format!("{peer:?} is no peer id: see `remora peers`")))?;
+    let id: PeerId =
+        peer.parse().map_err(|_| Failure::usage(format!("{peer:?} is no peer id: see `remora peers`")))?;
     blocking_json(move || services.members.exclude(id)).await
 }
 

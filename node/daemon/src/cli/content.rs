@@ -43,7 +43,8 @@ pub(crate) struct Ls {
 
 impl Ls {
     pub(crate) async fn run(self, global: &Global) -> Result<(), Failure> {
-        let listed: Vec<Listed> = global.client()?.get(&format!("/v1/dag/ls?path={}", escape(&self.path))).await?;
+        let listed: Vec<Listed> =
+            global.client()?.get(&format!("/v1/dag/ls?path={}", escape(&self.path))).await?;
         if global.json {
             return render::json(&listed);
         }
@@ -67,7 +68,8 @@ pub(crate) struct Stat {
 
 impl Stat {
     pub(crate) async fn run(self, global: &Global) -> Result<(), Failure> {
-        let stat: NodeStat = global.client()?.get(&format!("/v1/dag/stat?path={}", escape(&self.path))).await?;
+        let stat: NodeStat =
+            global.client()?.get(&format!("/v1/dag/stat?path={}", escape(&self.path))).await?;
         if global.json {
             return render::json(&stat);
         }

@@ -63,14 +63,21 @@ struct Writer {
 
 impl Writer {
     fn new(output: PathBuf) -> Self {
-        Writer { stack: Vec::new(), root: Some(output), file: None, done: false, bar: ProgressBar::new_spinner() }
+        Writer {
+            stack: Vec::new(),
+            root: Some(output),
+            file: None,
+            done: false,
+            bar: ProgressBar::new_spinner(),
+        }
     }
 
     fn place(&mut self, name: Vec<u8>) -> Result<PathBuf, Failure> {
         if let Some(root) = self.root.take() {
             return Ok(root);
         }
-        let good = !name.is_empty() && name != b"." && name != b".." && !name.contains(&b'/') && !name.contains(&0);
+        let good =
+            !name.is_empty() && name != b"." && name != b".." && !name.contains(&b'/') && !name.contains(&0);
         match self.stack.last() {
             Some(dir) if good => Ok(dir.join(std::ffi::OsString::from_vec(name))),
             Some(_) => Err(Failure::failed(format!("{:?} is no file name", String::from_utf8_lossy(&name)))),

@@ -137,7 +137,14 @@ impl Peers {
                     (_, true, None) => "connected".into(),
                     _ => "away".into(),
                 };
-                vec![p.name.clone(), p.zone.clone(), p.roles.clone(), state, p.peer.clone(), p.addresses.join(" ")]
+                vec![
+                    p.name.clone(),
+                    p.zone.clone(),
+                    p.roles.clone(),
+                    state,
+                    p.peer.clone(),
+                    p.addresses.join(" "),
+                ]
             })
             .collect();
         render::table(&["NAME", "ZONE", "ROLE", "STATE", "PEER", "ADDRESSES"], rows);

@@ -63,9 +63,11 @@ impl Add {
         let walker = Walker { sender, bar: bar.clone() };
         let root = path.to_path_buf();
         let walk = tokio::task::spawn_blocking(move || walker.root(&root, name));
-        let stream = futures::stream::unfold(receiver, |mut r| async { r.recv().await.map(|frame| (frame, r)) });
+        let stream =
+            futures::stream::unfold(receiver, |mut r| async { r.recv().await.map(|frame| (frame, r)) });
         let body = BodyExt::boxed(StreamBody::new(stream));
-        let sent = global.client()?.send(Method::POST, &format!("/v1/dag/add?profile={}", self.profile), body).await;
+        let sent =
+            global.client()?.send(Method::POST, &format!("/v1/dag/add?profile={}", self.profile), body).await;
         let walked = walk.await.doing("walk the files")?;
         bar.finish_and_clear();
         let sent = match (walked, sent) {
@@ -115,9 +117,13 @@ impl Walker {
 
     fn node(&self, path: &Path, name: Vec<u8>, depth: usize) -> Result<(), Failure> {
         if depth > DEPTH_MAX {
-            return Err(Failure::failed(format!("{}: more than {DEPTH_MAX} directories deep", path.display())));
+            return Err(Failure::failed(format!(
+                "{}: more than {DEPTH_MAX} directories deep",
+                path.display()
+            )));
         }
-        let kind = std::fs::symlink_metadata(path).doing(format_args!("look at {}", path.display()))?.file_type();
+        let kind =
+            std::fs::symlink_metadata(path).doing(format_args!("look at {}", path.display()))?.file_type();
         if kind.is_symlink() {
             let target = std::fs::read_link(path).doing(format_args!("read link {}", path.display()))?;
             self.emit(&Record::Symlink(name, target.into_os_string().into_vec()))
@@ -126,13 +132,17 @@ impl Walker {
         } else if kind.is_file() {
             self.file(path, name)
         } else {
-            Err(Failure::failed(format!("{}: only files, directories and symlinks can be added", path.display())))
+            Err(Failure::failed(format!(
+                "{}: only files, directories and symlinks can be added",
+                path.display()
+            )))
         }
     }
 
     fn directory(&self, path: &Path, name: Vec<u8>, depth: usize) -> Result<(), Failure> {
         self.emit(&Record::Enter(name))?;
-        let list = || std::fs::read_dir(path)?.map(|e| Ok(e?.file_name())).collect::<std::io::Result<Vec<_>>>();
+        let list =
+            || std::fs::read_dir(path)?.map(|e| Ok(e?.file_name())).collect::<std::io::Result<Vec<_>>>();
         let mut names = list().doing(format_args!("list {}", path.display()))?;
         names.sort();
         for child in names {
@@ -147,7 +157,10 @@ impl Walker {
         loop {
             let mut data = Vec::with_capacity(DATA_BYTES_MAX);
             let limit = DATA_BYTES_MAX as u64;
-            let n = (&mut file).take(limit).read_to_end(&mut data).doing(format_args!("read {}", path.display()))?;
+            let n = (&mut file)
+                .take(limit)
+                .read_to_end(&mut data)
+                .doing(format_args!("read {}", path.display()))?;
             if n == 0 {
                 return self.emit(&Record::End);
             }

@@ -21,13 +21,9 @@ enum Command {
     /// List the volumes of the cluster
     Ls,
     /// Show one volume
-    Inspect {
-        name: String,
-    },
+    Inspect { name: String },
     /// Remove a volume that is mounted nowhere
-    Rm {
-        name: String,
-    },
+    Rm { name: String },
     /// Mount a volume on a directory; returns when the mount answers
     Mount {
         name: String,
@@ -37,9 +33,7 @@ enum Command {
         read_only: bool,
     },
     /// Unmount a directory; the last unmount hands the volume back, durable
-    Unmount {
-        dir: std::path::PathBuf,
-    },
+    Unmount { dir: std::path::PathBuf },
 }
 
 #[derive(Args)]
@@ -167,7 +161,10 @@ fn print_one(v: &VolumeState) {
     }
     if let Some(here) = &v.here {
         rows.push(vec!["mounted here".into(), here.mounts.join(", ")]);
-        rows.push(vec!["term, commit".into(), format!("{}, {} (durable {})", here.term, here.seq, here.durable_seq)]);
+        rows.push(vec![
+            "term, commit".into(),
+            format!("{}, {} (durable {})", here.term, here.seq, here.durable_seq),
+        ]);
         rows.push(vec!["files".into(), here.files.to_string()]);
         rows.push(vec!["bytes".into(), render::bytes(here.bytes)]);
         rows.push(vec!["log".into(), render::bytes(here.log_bytes)]);

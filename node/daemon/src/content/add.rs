@@ -81,7 +81,10 @@ impl Tree<'_> {
         }
     }
 
-    fn file(&self, records: &mut dyn FnMut() -> Result<Option<Record>, Failure>) -> Result<FileRoot, Failure> {
+    fn file(
+        &self,
+        records: &mut dyn FnMut() -> Result<Option<Record>, Failure>,
+    ) -> Result<FileRoot, Failure> {
         let sink: &dyn BlockSink = self.blocks;
         let mut builder = FileBuilder::new(self.profile, sink);
         loop {

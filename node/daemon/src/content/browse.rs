@@ -115,7 +115,11 @@ fn listed(blocks: &dyn BlockSource, name: String, cid: &Cid) -> Result<Listed, F
 }
 
 /// What a path names.
-pub(crate) fn stat(blocks: &dyn BlockSource, path: &str, is_local: impl Fn(&Cid) -> bool) -> Result<NodeStat, Failure> {
+pub(crate) fn stat(
+    blocks: &dyn BlockSource,
+    path: &str,
+    is_local: impl Fn(&Cid) -> bool,
+) -> Result<NodeStat, Failure> {
     let cid = resolve(blocks, path)?;
     let local = is_local(&cid);
     let bytes = blocks.get(&cid).map_err(|e| read(e.into()))?;
@@ -140,11 +144,14 @@ pub(crate) fn read(error: ReadError) -> Failure {
     use remora_dag::block::SourceError;
     let (code, hint) = match &error {
         ReadError::NoEntry { .. } => (Code::NotFound, ""),
-        ReadError::Source(SourceError::NotFound { .. }) => (Code::NotFound, " on this host or any connected member"),
-        ReadError::Source(SourceError::Timeout { .. }) => (Code::Unreachable, ""),
-        ReadError::Source(SourceError::Corrupt { .. }) => {
-            (Code::Damaged, " on this host, and no connected member has it: `remora store verify` lists what else is")
+        ReadError::Source(SourceError::NotFound { .. }) => {
+            (Code::NotFound, " on this host or any connected member")
         }
+        ReadError::Source(SourceError::Timeout { .. }) => (Code::Unreachable, ""),
+        ReadError::Source(SourceError::Corrupt { .. }) => (
+            Code::Damaged,
+            " on this host, and no connected member has it: `remora store verify` lists what else is",
+        ),
         ReadError::Damaged(_) => (Code::Damaged, ""),
         ReadError::Source(SourceError::Io { .. }) => (Code::Failed, ""),
     };

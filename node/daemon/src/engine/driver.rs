@@ -32,7 +32,8 @@ impl Driver {
         work: impl FnOnce(&Arc<Volumes>) -> Result<T, Failure> + Send + 'static,
     ) -> BoxFuture<'_, Result<T, Refusal>> {
         let Some(volumes) = self.volumes.get().cloned() else {
-            return async { Err(Refusal("remora is starting on this host: try again in a moment".into())) }.boxed();
+            return async { Err(Refusal("remora is starting on this host: try again in a moment".into())) }
+                .boxed();
         };
         async move {
             match tokio::task::spawn_blocking(move || work(&volumes)).await {

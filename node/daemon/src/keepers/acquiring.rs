@@ -50,7 +50,8 @@ pub(crate) fn acquire(
 }
 
 fn options(members: &Membership, kept: &Kept, record: &VolumeRecord) -> AcquireOptions {
-    let config = kept.config().unwrap_or_else(|| Config::at_creation(record.keepers.clone(), record.durability));
+    let config =
+        kept.config().unwrap_or_else(|| Config::at_creation(record.keepers.clone(), record.durability));
     let connected: Vec<PeerId> =
         members.net().map(|net| net.connected().into_iter().map(|c| c.peer).collect()).unwrap_or_default();
     let replicas = record.replicas as usize;
@@ -102,7 +103,9 @@ impl Candidate<'_, '_> {
             let event = match inbox.recv_timeout(TICK) {
                 Ok(event) => event,
                 Err(RecvTimeoutError::Timeout) => AcquireEvent::Tick,
-                Err(RecvTimeoutError::Disconnected) => return Err(Failure::failed("the candidacy ended by itself")),
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(Failure::failed("the candidacy ended by itself"));
+                }
             };
             effects = self.machine.on(Millis(boot_ms()), event);
         }
@@ -117,13 +120,15 @@ impl Candidate<'_, '_> {
             },
             AcquireEffect::Send { to, message } => self.send(to, message),
             AcquireEffect::FetchChain { from, after, target } => self.fetch(from, after, target),
-            AcquireEffect::BuildStart { term, after, config } => match (self.build_start)(term, after, &config) {
-                Ok(tip) => self.tell(AcquireEvent::StartReady { tip }),
-                Err(failure) => {
-                    self.give_back(term, after, &config);
-                    return Some(Err(failure));
+            AcquireEffect::BuildStart { term, after, config } => {
+                match (self.build_start)(term, after, &config) {
+                    Ok(tip) => self.tell(AcquireEvent::StartReady { tip }),
+                    Err(failure) => {
+                        self.give_back(term, after, &config);
+                        return Some(Err(failure));
+                    }
                 }
-            },
+            }
             AcquireEffect::SendLog { to, after, commit_seq } => {
                 let term = self.machine.term();
                 if let Some(append) = self.kept.append_after(term, after, commit_seq) {
@@ -183,7 +188,8 @@ impl Candidate<'_, '_> {
     fn explain(&self, error: &AcquireError) -> Failure {
         let members = self.keepers.members();
         let name = &self.record.name;
-        let hosts = |peers: &[PeerId]| peers.iter().map(|p| members.name_of(p)).collect::<Vec<_>>().join(", ");
+        let hosts =
+            |peers: &[PeerId]| peers.iter().map(|p| members.name_of(p)).collect::<Vec<_>>().join(", ");
         match error {
             AcquireError::Held { hold, .. } => held(members, name, hold),
             AcquireError::Behind { peer } => Failure::new(
@@ -202,9 +208,10 @@ impl Candidate<'_, '_> {
                     hosts(missing)
                 ),
             ),
-            AcquireError::Outbid { .. } => {
-                Failure::new(Code::Conflict, format!("volume {name}: another host is mounting it at this moment"))
-            }
+            AcquireError::Outbid { .. } => Failure::new(
+                Code::Conflict,
+                format!("volume {name}: another host is mounting it at this moment"),
+            ),
         }
     }
 }

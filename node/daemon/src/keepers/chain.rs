@@ -104,7 +104,12 @@ pub(crate) fn named_base(log: &Log, seq: u64) -> Option<(Cid, u64)> {
 }
 
 /// Commits after `after`, at most `bytes_max` bytes of them (at least one if there is one).
-pub(crate) fn commits_after(log: &Log, after: u64, bytes_max: usize, count_max: usize) -> Result<Vec<bytes::Bytes>, String> {
+pub(crate) fn commits_after(
+    log: &Log,
+    after: u64,
+    bytes_max: usize,
+    count_max: usize,
+) -> Result<Vec<bytes::Bytes>, String> {
     let mut commits = Vec::new();
     let mut left = bytes_max;
     for frame in log.iter_from(after + 1) {

@@ -158,7 +158,8 @@ impl Keepers {
         let mode = u16::try_from(record.root_mode & 0o7777).unwrap_or(0o755);
         let (_, blocks) = remora_volume::tree::genesis(record.root_uid, record.root_gid, mode, time)
             .map_err(|e| Failure::failed(chain(&e)))?;
-        let tree = blocks.last().map(|b| *b.cid()).ok_or_else(|| Failure::failed("a first tree without blocks"))?;
+        let tree =
+            blocks.last().map(|b| *b.cid()).ok_or_else(|| Failure::failed("a first tree without blocks"))?;
         for block in blocks {
             self.blocks.put(block).map_err(|e| Failure::failed(chain(&e)))?;
         }

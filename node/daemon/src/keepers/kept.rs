@@ -70,11 +70,17 @@ struct Inner {
 
 impl Kept {
     /// Opens what is on disk, or begins with `first` if nothing is.
-    pub(crate) fn open(id: VolumeId, me: PeerId, dir: VolumeDir, first: &Promise) -> Result<Arc<Kept>, Failure> {
+    pub(crate) fn open(
+        id: VolumeId,
+        me: PeerId,
+        dir: VolumeDir,
+        first: &Promise,
+    ) -> Result<Arc<Kept>, Failure> {
         let first = Ctl { promise: first.encode(), used_term: 0 };
         let slots = Slots::open_or_create(&RealDisk, &dir.ctl(), || first)
             .map_err(|e| damaged(&id, "read the promise", &e))?;
-        let promise = Promise::decode(&slots.get().promise).map_err(|e| damaged(&id, "read the promise", &e))?;
+        let promise =
+            Promise::decode(&slots.get().promise).map_err(|e| damaged(&id, "read the promise", &e))?;
         let mut chain = ChainBuilder::default();
         let options = LogOptions::new(FileKind::VolumeLog, id.0);
         let (log, recovery) = Log::open(Arc::new(RealDisk), &dir.log(), options, &mut |view| {
@@ -89,7 +95,8 @@ impl Kept {
         let mut chain = chain.finish(base);
         if base.seq > chain.tip.seq && damage.is_none() {
             // The checkpoint was promised and the crash came before the old log was set aside.
-            log.truncate_after(0, &dir.fork()).map_err(|e| damaged(&id, "begin the log at its checkpoint", &e))?;
+            log.truncate_after(0, &dir.fork())
+                .map_err(|e| damaged(&id, "begin the log at its checkpoint", &e))?;
             chain = Chain::from_base(base);
         }
         let now = Millis(boot_ms());
@@ -366,7 +373,8 @@ impl Kept {
         let checkpoint = if joins { None } else { self.checkpoint() };
         let from = if joins { after.seq } else { checkpoint.map_or(0, |c| c.tip.seq) };
         let commits = commits_after(&self.log, from, COMMIT_BYTES_MAX, COMMITS_MAX);
-        let commits = commits.map_err(|why| tracing::error!(volume = %self.id, why, "the log cannot be read")).ok()?;
+        let commits =
+            commits.map_err(|why| tracing::error!(volume = %self.id, why, "the log cannot be read")).ok()?;
         let commits = commits.into_iter().map(|c| serde_bytes::ByteBuf::from(c.to_vec())).collect();
         Some(Append { term, checkpoint, commits, commit_seq })
     }
@@ -396,7 +404,8 @@ impl Kept {
         let Some(inner) = self.inner.try_lock() else { return Vec::new() };
         let voters = inner.machine.config().map(remora_cluster::config::Config::voters).unwrap_or_default();
         let writer = inner.machine.record().hold.map(|hold| hold.peer);
-        let mut partners: Vec<PeerId> = writer.into_iter().chain(voters).filter(|peer| *peer != self.me).collect();
+        let mut partners: Vec<PeerId> =
+            writer.into_iter().chain(voters).filter(|peer| *peer != self.me).collect();
         partners.dedup();
         partners
     }
@@ -404,7 +413,15 @@ impl Kept {
     /// Adds what another keeper sent, in the name of this host as the candidate of `term`.
     pub(crate) fn take_chunk(&self, term: Term, chunk: LogChunk) -> Message {
         let commit_seq = 0;
-        self.ask(self.me, Message::Append(Append { term, checkpoint: chunk.checkpoint, commits: chunk.commits, commit_seq }))
+        self.ask(
+            self.me,
+            Message::Append(Append {
+                term,
+                checkpoint: chunk.checkpoint,
+                commits: chunk.commits,
+                commit_seq,
+            }),
+        )
     }
 }
 
@@ -415,7 +432,11 @@ fn decode_all(append: &Append, id: &VolumeId) -> Result<Vec<Commit>, String> {
         .iter()
         .map(|bytes| {
             let commit = Commit::decode(Bytes::copy_from_slice(bytes)).map_err(|e| cause(&e))?;
-            if commit.header.volume == id.0 { Ok(commit) } else { Err("a commit of another volume".to_owned()) }
+            if commit.header.volume == id.0 {
+                Ok(commit)
+            } else {
+                Err("a commit of another volume".to_owned())
+            }
         })
         .collect()
 }

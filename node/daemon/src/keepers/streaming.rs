@@ -31,7 +31,10 @@ const TICK: Duration = Duration::from_millis(500);
 const OWN_DISK: Duration = Duration::from_micros(300);
 
 /// What wakes the thread.
-#[allow(clippy::large_enum_variant, reason = "one answer a keeper is under way; a box would only move it once more")]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "one answer a keeper is under way; a box would only move it once more"
+)]
 pub(crate) enum Ring {
     /// There are new commits.
     Commits,
@@ -189,7 +192,8 @@ impl Sending {
     }
 
     fn send(&self, to: PeerId, message: Message) {
-        let (keepers, bell, id) = (Arc::clone(&self.stream.keepers), Arc::clone(&self.stream.bell), self.stream.kept.id());
+        let (keepers, bell, id) =
+            (Arc::clone(&self.stream.keepers), Arc::clone(&self.stream.bell), self.stream.kept.id());
         if to == keepers.members().me() {
             keepers.runtime().clone().spawn_blocking(move || {
                 let message = keepers.ask(id, to, message);

@@ -51,7 +51,11 @@ pub(crate) struct Limits {
 
 impl Writing {
     /// Acquires and opens a volume. Blocks until it is open or refused.
-    pub(crate) fn open(keepers: &Arc<Keepers>, record: &VolumeRecord, limits: Limits) -> Result<Writing, Failure> {
+    pub(crate) fn open(
+        keepers: &Arc<Keepers>,
+        record: &VolumeRecord,
+        limits: Limits,
+    ) -> Result<Writing, Failure> {
         let genesis = keepers.first_tree(record)?;
         let blank = remora_cluster::promise::Promise::blank(record.id);
         let kept = keepers.kept_or(record.id, &blank).map_err(|failure| unopened(&failure, record))?;
@@ -130,7 +134,8 @@ impl Writing {
     /// Tells the cluster who holds the volume, and who keeps it: hints, so a failure costs nothing but time.
     fn announce(&self, record: &VolumeRecord, keepers: &[remora_cluster::identity::PeerId]) {
         let members = self.keepers.members();
-        let holder = Holder { writer: Some(members.me()), since_unix_ms: self.since_unix_ms, term: self.term.0 };
+        let holder =
+            Holder { writer: Some(members.me()), since_unix_ms: self.since_unix_ms, term: self.term.0 };
         let mut told = members.put(Key::Holder(record.id), Some(holder.encode()));
         // What others wrote into the record since we read it (labels) stays.
         let record = members.read(|r| r.volume(&record.id)).unwrap_or_else(|| record.clone());
@@ -181,7 +186,9 @@ fn unopened(failure: &Failure, record: &VolumeRecord) -> Failure {
     }
     Failure::new(
         failure.code,
-        format!("{text}; mount it on another host that keeps it, or restore the file from a backup and restart the daemon"),
+        format!(
+            "{text}; mount it on another host that keeps it, or restore the file from a backup and restart the daemon"
+        ),
     )
 }
 
@@ -212,8 +219,13 @@ fn open_at(
         |c| Base { tree: c.tree, seq: c.tip.seq, term: c.tip.term.0, digest: c.tip.id.0 },
     );
     let root = keepers.store().root().to_path_buf();
-    let mut options =
-        VolumeOptions::new(record.id.0, term.0, Arc::clone(kept.log()), Arc::clone(keepers.blocks()) as _, base);
+    let mut options = VolumeOptions::new(
+        record.id.0,
+        term.0,
+        Arc::clone(kept.log()),
+        Arc::clone(keepers.blocks()) as _,
+        base,
+    );
     options.size_limit = record.size_limit;
     options.durability = match config.durability {
         Durability::Local => Rule::Local,

@@ -121,7 +121,11 @@ pub(crate) async fn join(
 fn claim(data: &DataDir) -> Result<DataLock, Failure> {
     use std::os::unix::fs::DirBuilderExt;
     let mut builder = std::fs::DirBuilder::new();
-    builder.recursive(true).mode(0o700).create(data.root()).doing(format_args!("create {}", data.root().display()))?;
+    builder
+        .recursive(true)
+        .mode(0o700)
+        .create(data.root())
+        .doing(format_args!("create {}", data.root().display()))?;
     let lock = DataLock::take(&data.store()).map_err(|e| Failure::new(Code::Conflict, chain(&e)))?;
     if data.member_cert().exists() {
         let text = format!("{} is a node already: nothing was changed", data.root().display());
@@ -141,14 +145,16 @@ fn identity_of(data: &DataDir) -> Result<Identity, Failure> {
 
 fn write_registry(data: &DataDir, frames: &[Vec<u8>]) -> Result<(), Failure> {
     let dir = data.store().registry();
-    let (file, _) = RegistryFile::open(Arc::new(RealDisk), &dir, &mut |_| Ok(())).doing("open the registry")?;
+    let (file, _) =
+        RegistryFile::open(Arc::new(RealDisk), &dir, &mut |_| Ok(())).doing("open the registry")?;
     let mut all = frames.iter().cloned();
     file.compact(&mut all).doing("write the registry")?;
     file.close().doing("close the registry")
 }
 
 async fn ask(ticket: &Ticket, identity: &Identity, config: &Config) -> Result<JoinAnswer, Failure> {
-    let addresses = ticket.addresses.iter().filter_map(|a| remora_net::peer::parse_address(a).ok()).collect::<Vec<_>>();
+    let addresses =
+        ticket.addresses.iter().filter_map(|a| remora_net::peer::parse_address(a).ok()).collect::<Vec<_>>();
     let net = Net::start(NetConfig::new(identity.clone()), Arc::new(Nobody)).doing("start the network")?;
     let request = JoinRequest {
         version: JOIN_VERSION,
@@ -162,14 +168,19 @@ async fn ask(ticket: &Ticket, identity: &Identity, config: &Config) -> Result<Jo
     let (_, answer) = asked.map_err(|e| refused(&e))?;
     let answer: JoinAnswer = postcard::from_bytes(&answer).doing("read the issuer's answer")?;
     if answer.version != JOIN_VERSION {
-        return Err(Failure::failed(format!("the issuer speaks join version {}: update this host", answer.version)));
+        return Err(Failure::failed(format!(
+            "the issuer speaks join version {}: update this host",
+            answer.version
+        )));
     }
     Ok(answer)
 }
 
 fn refused(error: &RequestError) -> Failure {
     match error {
-        RequestError::Refused(why) => Failure::new(Code::Conflict, format!("the issuer of this ticket refuses: {why}")),
+        RequestError::Refused(why) => {
+            Failure::new(Code::Conflict, format!("the issuer of this ticket refuses: {why}"))
+        }
         other => Failure::new(
             Code::Unreachable,
             format!(

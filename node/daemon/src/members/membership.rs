@@ -9,9 +9,9 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::Mutex;
 use remora_cluster::cert::{Certificate, Role, SignedCertificate};
 use remora_cluster::identity::PeerId;
+use remora_cluster::registry::Registry;
 use remora_cluster::registry::entry::{Addresses, Key};
 use remora_cluster::registry::exchange::{Merged, RegistryMessage};
-use remora_cluster::registry::Registry;
 use remora_cluster::ticket::{Secret, Ticket, TicketBook};
 use remora_net::net::Net;
 use remora_store::disk::RealDisk;
@@ -36,7 +36,8 @@ const COMPACT_BYTES: u64 = 4 << 20;
 fn check_registry(data: &DataDir, recovery: &Recovery) -> Result<(), Failure> {
     let Recovery::Damaged { segment, at, .. } = recovery else { return Ok(()) };
     let file = data.store().registry().join(segment_name(*segment));
-    let text = format!("{} is damaged at byte {at}: restore it from a backup; nothing was changed", file.display());
+    let text =
+        format!("{} is damaged at byte {at}: restore it from a backup; nothing was changed", file.display());
     Err(Failure::new(Code::Damaged, text))
 }
 
@@ -56,14 +57,15 @@ impl Membership {
     pub(crate) fn open(data: &DataDir, papers: Papers) -> Result<Arc<Self>, Failure> {
         let mut registry = Registry::new(papers.peer(), papers.cluster());
         let mut skipped = 0u64;
-        let (file, recovery) = RegistryFile::open(Arc::new(RealDisk), &data.store().registry(), &mut |frame| {
-            if let Err(e) = registry.restore(frame) {
-                skipped += 1;
-                tracing::warn!(error = %chain(&e), "an entry of the registry is not taken back");
-            }
-            Ok(())
-        })
-        .map_err(|e| Failure::new(Code::Damaged, format!("open the registry: {}", chain(&e))))?;
+        let (file, recovery) =
+            RegistryFile::open(Arc::new(RealDisk), &data.store().registry(), &mut |frame| {
+                if let Err(e) = registry.restore(frame) {
+                    skipped += 1;
+                    tracing::warn!(error = %chain(&e), "an entry of the registry is not taken back");
+                }
+                Ok(())
+            })
+            .map_err(|e| Failure::new(Code::Damaged, format!("open the registry: {}", chain(&e))))?;
         check_registry(data, &recovery)?;
         tracing::debug!(?recovery, skipped, "registry read");
         if file.bytes() > COMPACT_BYTES {
@@ -72,7 +74,14 @@ impl Membership {
         let tickets_path = data.tickets();
         let tickets = match std::fs::read(&tickets_path) {
             Ok(bytes) => TicketBook::decode(&bytes).map_err(|e| {
-                Failure::new(Code::Damaged, format!("{}: {}: move it away, tickets in it are lost", tickets_path.display(), chain(&e)))
+                Failure::new(
+                    Code::Damaged,
+                    format!(
+                        "{}: {}: move it away, tickets in it are lost",
+                        tickets_path.display(),
+                        chain(&e)
+                    ),
+                )
             })?,
             Err(_) => TicketBook::default(),
         };
@@ -218,7 +227,11 @@ impl Membership {
         let peers: BTreeMap<PeerId, _> = self.read(|registry| {
             let members = registry.members().into_keys().filter(|peer| *peer != me);
             let addresses = |peer: &PeerId| {
-                registry.addresses(peer).iter().filter_map(|a| remora_net::peer::parse_address(a).ok()).collect()
+                registry
+                    .addresses(peer)
+                    .iter()
+                    .filter_map(|a| remora_net::peer::parse_address(a).ok())
+                    .collect()
             };
             members.map(|peer| (peer, addresses(&peer))).collect()
         });
@@ -228,7 +241,8 @@ impl Membership {
     /// Tells the others where this host listens, if that changed.
     pub(crate) fn announce_addresses(&self) -> Result<(), Failure> {
         let Some(net) = self.net.get() else { return Ok(()) };
-        let addresses: Vec<String> = net.advertised_addrs().iter().map(ToString::to_string).take(32).collect();
+        let addresses: Vec<String> =
+            net.advertised_addrs().iter().map(ToString::to_string).take(32).collect();
         let me = self.me();
         if addresses.is_empty() || self.read(|r| r.addresses(&me)) == addresses {
             return Ok(());
@@ -266,8 +280,8 @@ impl Membership {
 
     /// Lets a newcomer in: spends its ticket, signs its certificate.
     pub(crate) fn admit(&self, peer: PeerId, request: &[u8]) -> Result<Vec<u8>, String> {
-        let request: JoinRequest =
-            postcard::from_bytes(request).map_err(|_| "the request cannot be read: is this host older?".to_owned())?;
+        let request: JoinRequest = postcard::from_bytes(request)
+            .map_err(|_| "the request cannot be read: is this host older?".to_owned())?;
         if request.version != JOIN_VERSION {
             return Err(format!("join version {} is not known here", request.version));
         }
@@ -327,7 +341,8 @@ impl Membership {
             return Err(Failure::not_found(format!("no member {peer}: look at `remora peers`")));
         }
         let key = self.papers.cluster_key.as_ref();
-        let key = key.ok_or_else(|| Failure::failed("a witness cannot exclude members: use a storage member"))?;
+        let key =
+            key.ok_or_else(|| Failure::failed("a witness cannot exclude members: use a storage member"))?;
         self.put(Key::Revoked(peer), Some(key.revoke(peer, unix_ms()).encode()))
     }
 

@@ -60,7 +60,9 @@ pub(crate) fn identity_failure(error: &IdentityError) -> Failure {
         _ => Code::Damaged,
     };
     let remedy = match error {
-        IdentityError::Missing { .. } => ": restore it from a backup, or join again as a new member with an empty data directory",
+        IdentityError::Missing { .. } => {
+            ": restore it from a backup, or join again as a new member with an empty data directory"
+        }
         _ => "",
     };
     Failure::new(code, format!("{}{remedy}", chain(error)))
@@ -116,7 +118,8 @@ fn load_cluster_key(path: &PathBuf) -> Result<Option<ClusterKey>, Failure> {
         Err(e) if e.kind() == std::io::ErrorKind::InvalidData => return Err(damaged(path, "it is not text")),
         Err(e) => return Err(Failure::failed(format!("read {}: {e}", path.display()))),
     };
-    let hex = text.trim_end().strip_prefix(KEY_HEAD).ok_or_else(|| damaged(path, "it does not begin as one"))?;
+    let hex =
+        text.trim_end().strip_prefix(KEY_HEAD).ok_or_else(|| damaged(path, "it does not begin as one"))?;
     let seed = parse_seed(hex).ok_or_else(|| damaged(path, "its digits are wrong"))?;
     Ok(Some(ClusterKey::from_seed(&seed)))
 }

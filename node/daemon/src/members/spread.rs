@@ -28,12 +28,16 @@ pub(crate) async fn exchange(members: &Arc<Membership>, net: &Net, peer: PeerId)
     let mut hello = members.read(|registry| registry.hello());
     for _ in 0..MESSAGES_MAX {
         let answer = say(net, &peer, &RegistryMessage::Hello(hello)).await?;
-        let RegistryMessage::Deltas(deltas) = answer else { return Err("an answer that is no deltas".into()) };
+        let RegistryMessage::Deltas(deltas) = answer else {
+            return Err("an answer that is no deltas".into());
+        };
         let theirs = deltas.hello.clone();
         let keeper = Arc::clone(members);
         // The disk is waited for on a thread that may wait.
-        let merged = tokio::task::spawn_blocking(move || keeper.merge(deltas)).await.map_err(|e| e.to_string())?;
-        let lacking = theirs.and_then(|hello| members.read(|r| r.deltas_for(&hello, EXCHANGE_BYTES_MAX - 4096)));
+        let merged =
+            tokio::task::spawn_blocking(move || keeper.merge(deltas)).await.map_err(|e| e.to_string())?;
+        let lacking =
+            theirs.and_then(|hello| members.read(|r| r.deltas_for(&hello, EXCHANGE_BYTES_MAX - 4096)));
         let is_sent = lacking.as_ref().is_none_or(|deltas| !deltas.more);
         if let Some(deltas) = lacking {
             say(net, &peer, &RegistryMessage::Deltas(deltas)).await?;
@@ -49,7 +53,8 @@ pub(crate) async fn exchange(members: &Arc<Membership>, net: &Net, peer: PeerId)
 
 async fn say(net: &Net, peer: &PeerId, message: &RegistryMessage) -> Result<RegistryMessage, String> {
     let bytes = message.encode().into();
-    let answer = net.request(peer, Protocol::Registry, bytes, MESSAGE_TIMEOUT).await.map_err(|e| chain(&e))?;
+    let answer =
+        net.request(peer, Protocol::Registry, bytes, MESSAGE_TIMEOUT).await.map_err(|e| chain(&e))?;
     RegistryMessage::decode(&answer).map_err(|e| chain(&e))
 }
 

@@ -32,8 +32,12 @@ impl Volumes {
             // Whoever may write it may give it back: what the log holds is brought to its end, as for any mount.
             let given = self.ensure_mounted(&record).and_then(|_| self.release_if_unused(&record.id));
             match given {
-                Ok(()) => tracing::info!(volume = %record.name, "given back: held since before the last start, used by nobody"),
-                Err(failure) => tracing::warn!(volume = %record.name, error = %failure, "a volume nobody uses is still held"),
+                Ok(()) => {
+                    tracing::info!(volume = %record.name, "given back: held since before the last start, used by nobody")
+                }
+                Err(failure) => {
+                    tracing::warn!(volume = %record.name, error = %failure, "a volume nobody uses is still held")
+                }
             }
         }
     }

@@ -36,7 +36,12 @@ pub(crate) struct Mounted {
 
 impl Mounted {
     /// Gives the volume to the kernel at `point`.
-    pub(crate) fn start(name: &str, writing: Writing, point: &Path, threads: usize) -> Result<Mounted, (Writing, Failure)> {
+    pub(crate) fn start(
+        name: &str,
+        writing: Writing,
+        point: &Path,
+        threads: usize,
+    ) -> Result<Mounted, (Writing, Failure)> {
         match present(name, &writing, point, threads) {
             Ok(mount) => Ok(Mounted {
                 name: name.to_owned(),
@@ -117,8 +122,12 @@ impl Mounted {
 
 fn present(name: &str, writing: &Writing, point: &Path, threads: usize) -> Result<Mount, Failure> {
     prepare(point)?;
-    let options =
-        MountOptions { fs_name: format!("remora:{name}"), read_only: false, threads, ..MountOptions::default() };
+    let options = MountOptions {
+        fs_name: format!("remora:{name}"),
+        read_only: false,
+        threads,
+        ..MountOptions::default()
+    };
     let filesystem: Arc<dyn Filesystem> = Arc::clone(writing.volume()) as _;
     Mount::start(filesystem, point, &options).map_err(|e| Failure::failed(format!("mount: {}", chain(&e))))
 }
@@ -148,7 +157,10 @@ fn bind(point: &Path, dir: &Path, read_only: bool) -> Result<(), Failure> {
         return Err(Failure::usage(format!("{} is no directory", dir.display())));
     }
     if stale::mount_at(dir).doing("read the mount table")?.is_some() {
-        return Err(Failure::new(Code::Conflict, format!("something is mounted on {} already", dir.display())));
+        return Err(Failure::new(
+            Code::Conflict,
+            format!("something is mounted on {} already", dir.display()),
+        ));
     }
     rustix::mount::mount_bind(point, dir).doing(format_args!("mount on {}", dir.display()))?;
     if !read_only {
@@ -166,7 +178,10 @@ pub(crate) fn unbind(dir: &Path) -> Result<(), Failure> {
         Ok(()) => Ok(()),
         Err(rustix::io::Errno::BUSY) => Err(Failure::new(
             Code::Conflict,
-            format!("{} is in use: end the processes that have files open in it (`fuser -vm {0}`)", dir.display()),
+            format!(
+                "{} is in use: end the processes that have files open in it (`fuser -vm {0}`)",
+                dir.display()
+            ),
         )),
         Err(rustix::io::Errno::INVAL) => {
             Err(Failure::not_found(format!("nothing is mounted on {}", dir.display())))

@@ -47,7 +47,12 @@ pub(crate) struct Volumes {
 }
 
 impl Volumes {
-    pub(crate) fn new(data: &DataDir, config: &Config, members: Arc<Membership>, keepers: Arc<Keepers>) -> Arc<Self> {
+    pub(crate) fn new(
+        data: &DataDir,
+        config: &Config,
+        members: Arc<Membership>,
+        keepers: Arc<Keepers>,
+    ) -> Arc<Self> {
         Arc::new(Volumes {
             members,
             keepers,
@@ -88,7 +93,9 @@ impl Volumes {
     }
 
     pub(crate) fn inspect(&self, name: &str) -> Result<VolumeState, Failure> {
-        self.find(name).ok_or_else(|| Failure::not_found(format!("no volume {name:?}: `remora volume ls` shows what there is")))
+        self.find(name).ok_or_else(|| {
+            Failure::not_found(format!("no volume {name:?}: `remora volume ls` shows what there is"))
+        })
     }
 
     fn state(&self, entry: &CatalogueEntry) -> VolumeState {
@@ -126,7 +133,11 @@ impl Volumes {
     }
 
     /// Creates a volume; it is in the catalogue on this host's disk when this returns.
-    pub(crate) fn create_with(&self, wish: &CreateVolume, options: &VolumeOptions) -> Result<VolumeState, Failure> {
+    pub(crate) fn create_with(
+        &self,
+        wish: &CreateVolume,
+        options: &VolumeOptions,
+    ) -> Result<VolumeState, Failure> {
         let mut id = [0u8; 16];
         getrandom::fill(&mut id).doing("draw a volume id")?;
         let id = VolumeId(id);
@@ -147,7 +158,9 @@ impl Volumes {
             let users = mounted.users()?;
             let dirs: Vec<String> = users.here.iter().map(|d| d.display().to_string()).collect();
             let whom = if dirs.is_empty() { "a container".into() } else { dirs.join(", ") };
-            return Err(Failure::conflict(format!("volume {name} is in use on this host by {whom}: stop that first")));
+            return Err(Failure::conflict(format!(
+                "volume {name} is in use on this host by {whom}: stop that first"
+            )));
         }
         let hold = self.keepers.get(&record.id).and_then(|kept| kept.promise().hold);
         let hint = self.members.read(|r| r.holder(&record.id)).and_then(|(holder, _)| holder.writer);
@@ -156,7 +169,9 @@ impl Volumes {
         }
         if let Some(writer) = hint.filter(|writer| *writer != self.members.me()) {
             let host = self.members.name_of(&writer);
-            return Err(Failure::conflict(format!("volume {name} is in use on host {host}: unmount it there first")));
+            return Err(Failure::conflict(format!(
+                "volume {name} is in use on host {host}: unmount it there first"
+            )));
         }
         let gone = VolumeRecord { removed: true, ..record };
         self.members.put(Key::Volume(gone.id), Some(gone.encode()))?;
@@ -172,7 +187,9 @@ impl Volumes {
         clear_dead(dir)?;
         let wanted = Remembered { volume: record.id.to_string(), read_only };
         let mounted = self.ensure_mounted(&record)?;
-        if self.remembered.get(dir).as_ref() == Some(&wanted) && mounted.users()?.here.iter().any(|d| d == dir) {
+        if self.remembered.get(dir).as_ref() == Some(&wanted)
+            && mounted.users()?.here.iter().any(|d| d == dir)
+        {
             return Ok(());
         }
         let bound = mounted.bind(dir, read_only).and_then(|()| self.remembered.add(dir, wanted));
@@ -253,7 +270,10 @@ impl Volumes {
         if mounted.failed().is_none() {
             mounted.settle()?;
             mounted.writing.volume().flush().map_err(|errno| {
-                Failure::failed(format!("volume {} could not be made durable ({errno}): it stays mounted", mounted.name))
+                Failure::failed(format!(
+                    "volume {} could not be made durable ({errno}): it stays mounted",
+                    mounted.name
+                ))
             })?;
         }
         // Nobody can reach it any more. The kernel takes its time to drop the pages of a large volume; the next host need
@@ -287,7 +307,11 @@ impl Volumes {
                 self.late.lock().remove(&dir);
                 continue;
             };
-            let record = remembered.volume.parse::<VolumeId>().ok().and_then(|id| self.members.read(|r| r.volume(&id)));
+            let record = remembered
+                .volume
+                .parse::<VolumeId>()
+                .ok()
+                .and_then(|id| self.members.read(|r| r.volume(&id)));
             let Some(record) = record.filter(|r| !r.removed) else {
                 tracing::warn!(dir = %dir.display(), "a remembered mount's volume is gone");
                 self.late.lock().remove(&dir);
@@ -323,10 +347,12 @@ impl Volumes {
 
     /// What an operator should know.
     pub(crate) fn warnings(&self) -> Vec<String> {
-        let failed = |m: &Arc<Mounted>| m.failed().map(|why| format!("volume {} stepped down: {why}", m.name));
+        let failed =
+            |m: &Arc<Mounted>| m.failed().map(|why| format!("volume {} stepped down: {why}", m.name));
         let mut warnings: Vec<String> = self.mounted.lock().values().filter_map(failed).collect();
         warnings.extend(self.keepers.damaged().into_iter().map(|(id, why)| {
-            let name = self.members.read(|r| r.volume(&id)).map_or_else(|| id.to_string(), |record| record.name);
+            let name =
+                self.members.read(|r| r.volume(&id)).map_or_else(|| id.to_string(), |record| record.name);
             format!("volume {name} is damaged on this host: {why}")
         }));
         warnings.extend(self.remembered.damage().map(str::to_owned));

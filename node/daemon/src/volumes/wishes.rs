@@ -91,7 +91,12 @@ fn keepers(_id: &VolumeId, registry: &Registry, _replicas: usize) -> Vec<PeerId>
 }
 
 /// Who should keep a volume: this host, then those that placement likes best.
-pub(crate) fn wanted_keepers(id: &VolumeId, registry: &Registry, replicas: usize, connected: &[PeerId]) -> Vec<PeerId> {
+pub(crate) fn wanted_keepers(
+    id: &VolumeId,
+    registry: &Registry,
+    replicas: usize,
+    connected: &[PeerId],
+) -> Vec<PeerId> {
     let me = registry.me();
     let mut candidates = registry.candidates();
     let is_storage = |peer: &PeerId| registry.member(peer).is_some_and(|m| m.roles.contains(&Role::Storage));
