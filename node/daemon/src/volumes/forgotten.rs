@@ -33,10 +33,10 @@ impl Volumes {
             let given = self.ensure_mounted(&record).and_then(|_| self.release_if_unused(&record.id));
             match given {
                 Ok(()) => {
-                    tracing::info!(volume = %record.name, "given back: held since before the last start, used by nobody")
+                    tracing::info!(volume = %record.name, "given back: held since before the last start, used by nobody");
                 }
                 Err(failure) => {
-                    tracing::warn!(volume = %record.name, error = %failure, "a volume nobody uses is still held")
+                    tracing::warn!(volume = %record.name, error = %failure, "a volume nobody uses is still held");
                 }
             }
         }
