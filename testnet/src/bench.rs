@@ -137,8 +137,9 @@ pub fn run(options: &Options) -> Result<()> {
         }
     }
     drop(peers);
-    let holds =
-        if options.short || !options.only.is_empty() { None } else { Some(memory::daemon_mib(dir.path())?) };
+    let is_asked = options.only.iter().any(|key| key == MEMORY);
+    let is_weighed = is_asked || (options.only.is_empty() && !options.short);
+    let holds = if is_weighed { Some(memory::daemon_mib(dir.path())?) } else { None };
     print_table(&tests, &figures, holds);
     check_flushes(&tests, &figures, flushes.is_some())
 }
