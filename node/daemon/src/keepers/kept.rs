@@ -76,6 +76,17 @@ impl Kept {
         dir: VolumeDir,
         first: &Promise,
     ) -> Result<Arc<Kept>, Failure> {
+        if has_log(&dir) && !dir.ctl().exists() {
+            // A keeper that forgot what it promised must not vote as if it never had.
+            return Err(Failure::new(
+                Code::Damaged,
+                format!(
+                    "volume {id}: {} is gone though the log is there: restore it, or move {} away and let this host become a keeper anew",
+                    dir.ctl().display(),
+                    dir.root().display()
+                ),
+            ));
+        }
         let first = Ctl { promise: first.encode(), used_term: 0 };
         let slots = Slots::open_or_create(&RealDisk, &dir.ctl(), || first)
             .map_err(|e| damaged(&id, "read the promise", &e))?;
@@ -449,4 +460,28 @@ fn damage_in(dir: &VolumeDir, recovery: &Recovery) -> Option<String> {
 
 fn damaged(id: &VolumeId, doing: &str, error: &dyn std::error::Error) -> Failure {
     Failure::new(Code::Damaged, format!("volume {id}: {doing}: {}", cause(error)))
+}
+
+/// Whether a log was ever begun.
+fn has_log(dir: &VolumeDir) -> bool {
+    std::fs::read_dir(dir.log()).is_ok_and(|mut names| names.next().is_some())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use remora_store::layout::DataDir;
+
+    #[test]
+    fn a_keeper_that_lost_its_promise_is_not_opened() {
+        let data = tempfile::tempdir().unwrap();
+        let (id, me) = (VolumeId([7; 16]), PeerId([1; 32]));
+        let dir = || DataDir::new(data.path()).volume(&id.0);
+        drop(Kept::open(id, me, dir(), &Promise::blank(id)).unwrap());
+        drop(Kept::open(id, me, dir(), &Promise::blank(id)).unwrap());
+        std::fs::remove_file(dir().ctl()).unwrap();
+        let failure = Kept::open(id, me, dir(), &Promise::blank(id)).err().unwrap();
+        assert_eq!(failure.code, Code::Damaged);
+        assert!(failure.text.contains("ctl"), "{failure}");
+    }
 }
