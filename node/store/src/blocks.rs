@@ -300,6 +300,8 @@ impl Blocks {
             stat.pack_bytes += pack.file.len().map_err(DiskFault::at("measure pack", &pack.path))?;
         }
         // A block that was stored anew may be counted twice until the index has it.
+        // While places are on their way to the index they are in both; that would count them twice.
+        let _at_rest = self.shared.drain.lock();
         let n_recent = self.shared.recent.read().len();
         stat.n_blocks = self.shared.index.len() + n_recent as u64;
         Ok(stat)
