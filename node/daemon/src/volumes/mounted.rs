@@ -70,6 +70,11 @@ impl Mounted {
         self.writing.volume().status().failed
     }
 
+    /// The directories of this host it is mounted on; cheap enough for every listing.
+    pub(crate) fn dirs(&self) -> Vec<PathBuf> {
+        users::here(self.mount.device(), self.point()).unwrap_or_default()
+    }
+
     /// Who uses it, by the kernel's tables.
     pub(crate) fn users(&self) -> Result<Users, Failure> {
         users::of(self.mount.device(), self.point(), &self.bound.lock()).doing("read the mount tables")

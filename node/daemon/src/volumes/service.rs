@@ -370,7 +370,7 @@ impl Volumes {
 
 fn here(mounted: &Mounted) -> Here {
     let status = mounted.writing.volume().status();
-    let mounts = mounted.users().map(|users| users.here).unwrap_or_default();
+    let mounts = mounted.dirs();
     Here {
         mounts: mounts.iter().map(|d| d.display().to_string()).collect(),
         term: u32::try_from(mounted.writing.term().0).unwrap_or(u32::MAX),

@@ -27,8 +27,7 @@ impl Users {
 pub(crate) fn of(device: u64, own: &Path, bound: &BTreeSet<PathBuf>) -> std::io::Result<Users> {
     let mut users = Users::default();
     let mine = std::fs::read_link("/proc/self/ns/mnt")?;
-    users.here = points(&std::fs::read_to_string("/proc/self/mountinfo")?, device);
-    users.here.retain(|point| point != own);
+    users.here = here(device, own)?;
     let mut seen = BTreeSet::from([mine]);
     for entry in std::fs::read_dir("/proc")? {
         let Ok(entry) = entry else { continue };
@@ -46,6 +45,13 @@ pub(crate) fn of(device: u64, own: &Path, bound: &BTreeSet<PathBuf>) -> std::io:
         }
     }
     Ok(users)
+}
+
+/// The mounts of `device` in this process's own namespace, `own` left out: one small file, where [`of`] reads every process's.
+pub(crate) fn here(device: u64, own: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let mut points = points(&std::fs::read_to_string("/proc/self/mountinfo")?, device);
+    points.retain(|point| point != own);
+    Ok(points)
 }
 
 /// How many of a foreign namespace's mounts are uses. A namespace that has our own mount point is a clone of this host's: what it has at
