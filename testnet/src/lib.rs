@@ -16,5 +16,6 @@ pub mod sizes;
 pub mod moving;
 pub mod hostile;
 pub mod posix;
+pub mod faultdisk;
 pub mod bench;
 pub mod simulate;
