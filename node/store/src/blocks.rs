@@ -8,13 +8,15 @@
 //!   is checked against the frame's header all the same.
 //! * Blocks are keyed by multihash: the same bytes under two codecs are one block.
 //!
-//! Locks, in the order in which they may be taken: `drain`, `append`, `recent`, `packs`. Reads take the last two only, and for a lookup.
+//! Locks, in the order in which they may be taken: `sweeping`, `touches`, `drain`, `append`, `recent`, `packs`. Reads take the last two only, and for a lookup.
 //! No lock that reads need is held during a sync.
 
 mod append;
 mod drain;
 mod open;
 mod read;
+pub mod sweep;
+pub mod touches;
 mod trait_impls;
 mod verify;
 
@@ -28,6 +30,8 @@ use parking_lot::{Mutex, RwLock};
 use remora_dag::block::{SHA2_256, identity_bytes};
 
 use crate::blocks::drain::Worker;
+use crate::blocks::read::read_whole;
+use crate::blocks::touches::Touches;
 use crate::disk::Disk;
 use crate::fault::DiskFault;
 use crate::frame::PAYLOAD_BYTES_MAX;
@@ -173,6 +177,10 @@ struct Shared {
     group: GroupSync,
     /// Digests of blocks found damaged; a put of one stores it anew.
     suspects: Mutex<BTreeSet<Digest>>,
+    /// Blocks that no sweep may take yet.
+    touches: Mutex<Touches>,
+    /// Held by whoever walks all packs.
+    sweeping: Mutex<()>,
     signal: drain::Signal,
 }
 
@@ -217,7 +225,7 @@ impl Blocks {
         }
         let digest = digest_of(cid)?;
         let Some((pack, place)) = self.shared.find(&digest) else { return Ok(None) };
-        let bytes = self.shared.read_whole(&pack, &place, &digest)?;
+        let bytes = read_whole(&pack, &place, &digest)?;
         bytes.map(Some).ok_or_else(|| self.shared.suspect(cid, digest, &place))
     }
 
@@ -264,10 +272,14 @@ impl Blocks {
         if bytes.len() > PAYLOAD_BYTES_MAX {
             return Err(BlocksError::TooLarge { cid: *cid, bytes: bytes.len() });
         }
+        // First, so that a sweep that does not see this has made the block unfindable.
+        self.shared.touches.lock().touch(&digest);
         if self.shared.is_stored(&digest)? {
             return Ok(());
         }
-        self.shared.append(cid, &digest, bytes)
+        self.shared.append(cid, &digest, bytes)?;
+        self.shared.touches.lock().forget(&digest);
+        Ok(())
     }
 
     /// Stores blocks in order, stopping at the first that cannot be stored.

@@ -192,6 +192,30 @@ impl IndexStore {
         }
     }
 
+    /// Takes places out; not durable: after a crash they may be back, and lead nowhere.
+    pub fn remove_all(&self, digests: &[Digest]) -> Result<(), IndexError> {
+        match &self.tables {
+            Tables::Memory(map) => {
+                let mut map = map.write();
+                for digest in digests {
+                    map.remove(digest);
+                }
+                Ok(())
+            }
+            Tables::Sled(tables) => {
+                let mut batch = sled::Batch::default();
+                digests.iter().for_each(|digest| batch.remove(&digest[..]));
+                guarded(|| tables.places.apply_batch(batch))
+            }
+        }
+    }
+
+    /// Says how many places there are at least; fewer at an open after a crash mean that the tables lost some.
+    pub fn set_count(&self, n_entries: u64) -> Result<(), IndexError> {
+        let Tables::Sled(tables) = &self.tables else { return Ok(()) };
+        Ok(tables.mark.put(&Mark { n_entries, ..tables.mark.get() })?)
+    }
+
     /// Makes everything put in so far durable, then says so: `covered` is where the packs were when the last of it was put in.
     pub fn checkpoint(&self, covered: Covered, is_clean: bool) -> Result<(), IndexError> {
         let Tables::Sled(tables) = &self.tables else { return Ok(()) };

@@ -111,6 +111,13 @@ impl Pack {
         self.file.pwrite(end.at, &[&trailer.encode(self.salt)])
     }
 
+    /// Whether it ends in a sound trailer.
+    pub fn is_sealed(&self) -> std::io::Result<bool> {
+        let Some(at) = self.file.len()?.checked_sub(TRAILER_BYTES) else { return Ok(false) };
+        let bytes = self.file.read_vec(at, TRAILER_BYTES as usize)?;
+        Ok(Trailer::decode(&bytes, self.salt).is_some())
+    }
+
     /// The table of contents, if the pack is sealed and the table proves itself.
     pub fn read_footer(&self) -> std::io::Result<Option<Vec<(Digest, BlockPlace)>>> {
         let len = self.file.len()?;

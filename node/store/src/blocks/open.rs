@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
 
+use crate::blocks::read::read_whole;
+use crate::blocks::touches::Touches;
 use crate::blocks::{
     Append, Blocks, BlocksError, BlocksOptions, BlocksRecovery, DamagedStretch, Shared, drain,
 };
@@ -57,6 +59,7 @@ pub(super) fn open(
         let opened = open_pack(pack, &packs[i + 1..], covered, &mut recovery)?;
         let new: Entries =
             opened.entries.iter().filter(|(_, place)| !covers(covered, place)).copied().collect();
+        let new = without_lesser_copies(&packs, &index, new)?;
         recovery.n_indexed += new.len() as u64;
         index.insert_all(&new)?;
         match opened.end {
@@ -79,6 +82,8 @@ pub(super) fn open(
     let mut by_number: BTreeMap<u32, Arc<Pack>> =
         packs.into_iter().map(|pack| (pack.number as u32, pack)).collect();
     by_number.insert(pack.number as u32, pack.clone());
+    // Whoever referred to a block before this start did so in what is on disk.
+    let touches = Mutex::new(Touches::new(pack.number));
     let append = Append {
         synced: mark_of(pack.number, end.at),
         pack,
@@ -98,6 +103,8 @@ pub(super) fn open(
         drain: Mutex::new(()),
         group: GroupSync::new(0),
         suspects: Mutex::new(BTreeSet::new()),
+        touches,
+        sweeping: Mutex::new(()),
         signal: drain::Signal::default(),
     };
     Ok((shared, recovery))
@@ -166,6 +173,32 @@ fn find_packs(
         disk.remove(&path).map_err(DiskFault::at("remove unfinished pack", &path))?;
     }
     Ok((packs, numbers.last().copied().unwrap_or(0)))
+}
+
+/// Leaves out second copies that are not whole: a sweep was cut off, and the first copy is still there.
+///
+/// A pack's seal may have reached the disk before the blocks it tells of; nobody was promised those, but the copy behind them was.
+fn without_lesser_copies(
+    packs: &[Arc<Pack>],
+    index: &IndexStore,
+    new: Entries,
+) -> Result<Entries, BlocksError> {
+    let pack_of = |number: u32| {
+        let at = packs.binary_search_by_key(&u64::from(number), |pack| pack.number).ok()?;
+        packs.get(at)
+    };
+    let mut kept = Vec::with_capacity(new.len());
+    for (digest, place) in new {
+        let known = index.get(&digest).filter(|known| *known != place && pack_of(known.pack).is_some());
+        let is_lesser = match (known, pack_of(place.pack)) {
+            (Some(_), Some(pack)) => read_whole(pack, &place, &digest)?.is_none(),
+            _ => false,
+        };
+        if !is_lesser {
+            kept.push((digest, place));
+        }
+    }
+    Ok(kept)
 }
 
 fn covers(covered: Covered, place: &BlockPlace) -> bool {

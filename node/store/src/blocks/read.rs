@@ -15,40 +15,27 @@ use crate::pack::Pack;
 /// Whoever reads this much of a block at once is likely to read the next one too.
 const BULK_BYTES: usize = 256 << 10;
 
+/// How often a block is looked up whose pack went away meanwhile.
+const FIND_ATTEMPTS: usize = 3;
+
 /// How far the disk reads ahead then.
 const AHEAD_BYTES: u64 = 2 << 20;
 
 impl Shared {
     /// Where the block's frame should be.
     pub(super) fn find(&self, digest: &Digest) -> Option<(Arc<Pack>, BlockPlace)> {
-        // Recent first, the index second, and recent once more: a place moves from one to the other in between.
-        let place = {
-            let recent = self.recent.read().get(digest);
-            recent.or_else(|| self.index.get(digest)).or_else(|| self.recent.read().get(digest))
-        }?;
-        let pack = self.packs.read().get(&place.pack).cloned()?;
-        Some((pack, place))
-    }
-
-    /// The whole block, or `None` if the bytes at that place are not it.
-    pub(super) fn read_whole(
-        &self,
-        pack: &Pack,
-        place: &BlockPlace,
-        digest: &Digest,
-    ) -> Result<Option<Bytes>, BlocksError> {
-        let header_bytes = place.header_bytes as usize;
-        let len = header_bytes.saturating_add(place.stored_bytes as usize);
-        if len > HEADER_BYTES_MAX + PAYLOAD_BYTES_MAX {
-            return Ok(None);
+        // A pack that is gone after its number was read has been swept: what was live in it has another place by now.
+        for _ in 0..FIND_ATTEMPTS {
+            // Recent first, the index second, and recent once more: a place moves from one to the other in between.
+            let place = {
+                let recent = self.recent.read().get(digest);
+                recent.or_else(|| self.index.get(digest)).or_else(|| self.recent.read().get(digest))
+            }?;
+            if let Some(pack) = self.packs.read().get(&place.pack).cloned() {
+                return Some((pack, place));
+            }
         }
-        let read =
-            pack.file.read_vec(u64::from(place.at), len).map_err(DiskFault::at("read block", &pack.path))?;
-        let Some(header) = checked_header(&read, pack.salt, place, digest) else { return Ok(None) };
-        let stored = Bytes::from(read).slice(header_bytes..);
-        let Some(raw) = raw_of(&header, stored) else { return Ok(None) };
-        let is_right = <[u8; 32]>::from(Sha256::digest(&raw)) == *digest;
-        Ok(is_right.then_some(raw))
+        None
     }
 
     pub(super) fn read_range(
@@ -61,7 +48,7 @@ impl Shared {
     ) -> Result<Option<Bytes>, BlocksError> {
         let Some(header) = self.read_header(pack, place, digest)? else { return Ok(None) };
         if header.is_zstd {
-            let whole = self.read_whole(pack, place, digest)?;
+            let whole = read_whole(pack, place, digest)?;
             return Ok(whole.map(|bytes| remora_dag::block::slice_of(&bytes, offset, len)));
         }
         let total = header.payload_bytes as usize;
@@ -115,6 +102,26 @@ impl Shared {
         }
         BlocksError::Corrupt { cid: *cid, pack: place.pack, at: place.at }
     }
+}
+
+/// The whole block, or `None` if the bytes at that place are not it.
+pub(super) fn read_whole(
+    pack: &Pack,
+    place: &BlockPlace,
+    digest: &Digest,
+) -> Result<Option<Bytes>, BlocksError> {
+    let header_bytes = place.header_bytes as usize;
+    let len = header_bytes.saturating_add(place.stored_bytes as usize);
+    if len > HEADER_BYTES_MAX + PAYLOAD_BYTES_MAX {
+        return Ok(None);
+    }
+    let read =
+        pack.file.read_vec(u64::from(place.at), len).map_err(DiskFault::at("read block", &pack.path))?;
+    let Some(header) = checked_header(&read, pack.salt, place, digest) else { return Ok(None) };
+    let stored = Bytes::from(read).slice(header_bytes..);
+    let Some(raw) = raw_of(&header, stored) else { return Ok(None) };
+    let is_right = <[u8; 32]>::from(Sha256::digest(&raw)) == *digest;
+    Ok(is_right.then_some(raw))
 }
 
 /// The header, if it is that of this block and agrees with what the index said.

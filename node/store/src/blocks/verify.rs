@@ -10,7 +10,7 @@ use remora_dag::block::SHA2_256;
 use sha2::{Digest as _, Sha256};
 
 use crate::blocks::open::{scan_failed, scan_of};
-use crate::blocks::read::raw_of;
+use crate::blocks::read::{raw_of, read_whole};
 use crate::blocks::{Blocks, BlocksError, SUSPECTS_MAX, Shared};
 use crate::fault::DiskFault;
 use crate::file_header::FILE_HEADER_BYTES;
@@ -51,6 +51,7 @@ impl Blocks {
         &self,
         progress: &mut dyn FnMut(VerifyProgress) -> bool,
     ) -> Result<VerifyReport, BlocksError> {
+        let _alone = self.shared.sweeping.lock();
         self.shared.drain()?;
         let (last, last_end) = {
             let append = self.shared.append.lock();
@@ -155,7 +156,7 @@ impl Shared {
 
     fn leads_to_it(&self, digest: &Digest) -> bool {
         let Some((pack, place)) = self.find(digest) else { return false };
-        matches!(self.read_whole(&pack, &place, digest), Ok(Some(_)))
+        matches!(read_whole(&pack, &place, digest), Ok(Some(_)))
     }
 
     fn find_damaged(&self, good: &BTreeSet<Digest>, report: &mut VerifyReport) -> Result<(), BlocksError> {
@@ -179,7 +180,7 @@ impl Shared {
     }
 }
 
-fn cid_of_place(digest: &Digest, place: &BlockPlace) -> Cid {
+pub(super) fn cid_of_place(digest: &Digest, place: &BlockPlace) -> Cid {
     // 32 bytes always fit into 64.
     let hash = Multihash::wrap(SHA2_256, digest).unwrap_or_default();
     Cid::new_v1(u64::from(place.codec), hash)
