@@ -18,4 +18,5 @@ pub mod hostile;
 pub mod posix;
 pub mod faultdisk;
 pub mod bench;
+pub mod scale;
 pub mod simulate;

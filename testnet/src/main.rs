@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use remora_testnet::{bench, demo, hostile, ledger, moving, posix, restart, simulate, sizes};
+use remora_testnet::{bench, demo, hostile, ledger, moving, posix, restart, scale, simulate, sizes};
 
 /// Proves Remora on this machine: hosts, faults, simulation, benchmarks, the demo.
 #[derive(Parser)]
@@ -56,6 +56,15 @@ enum Command {
         #[arg(long)]
         short: bool,
     },
+    /// 1,000,000 files, in directories of 1,000 and in one: figures and memory; how long a volume takes to open
+    Scale {
+        /// Fewer files and a shorter log: under a minute
+        #[arg(long)]
+        short: bool,
+        /// As many files as this
+        #[arg(long)]
+        files: Option<u64>,
+    },
     /// The keeper protocol in virtual time, with crashes, loss and partitions, and planted mistakes that must be found
     Simulate {
         #[arg(long, default_value_t = 0)]
@@ -92,6 +101,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Hostile => hostile::run(),
         Command::Posix { allow } => posix::run(allow),
         Command::Bench { rounds, only, short } => bench::run(&bench::Options { rounds, only, short }),
+        Command::Scale { short, files } => scale::run(&scale::Options::new(short, files)),
         Command::Simulate { first_seed, seeds } => simulate::command(first_seed, seeds),
         Command::WriteRecords { path, first } => ledger::write_records(&path, first),
     }
