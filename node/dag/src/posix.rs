@@ -4,13 +4,16 @@
 //! the links. Other implementations skip the field and see a plain directory.
 //!
 //! ```text
-//! version 1 | n | n kind bytes | palette: count, (mode uid gid)... | one column after another, rows that have a row only:
+//! version | n | n kind bytes | palette: count, (mode uid gid)... | one column after another, rows that have a row only:
 //!   palette index | inode delta | size | mtime delta | ctime - mtime | ctime - btime | nlink | rdev | xattrs
 //! ```
 //!
 //! All numbers are varints; differences are zigzag. A kind byte holds the kind (0: no row) and five flags that say
 //! which of the last five columns the row has; a column holds no value that the flag could have said. The palette lists every
 //! distinct owner and mode in order of first use. So every value has one encoding, and decoding refuses every other.
+//!
+//! In version 1 a row has extended attributes or the block that holds them. In version 2, written only where a row has
+//! both, a list of attributes follows every block's CID, and may be empty.
 
 use std::collections::BTreeMap;
 
@@ -36,7 +39,11 @@ pub const XATTR_VALUE_BYTES_MAX: usize = 65_536;
 /// The longest encoding of all xattrs of one inode, in bytes (inclusive).
 pub const XATTRS_BYTES_MAX: usize = 1024 * 1024;
 
+/// The longest encoding of xattrs in a row that has a block of them as well, in bytes (inclusive).
+pub const XATTRS_BESIDE_BLOCK_BYTES_MAX: usize = 64;
+
 const VERSION: u8 = 1;
+const VERSION_BESIDE: u8 = 2;
 const KIND: u8 = 0x07;
 const HAS_CTIME: u8 = 0x08;
 const HAS_BTIME: u8 = 0x10;
@@ -75,7 +82,7 @@ pub struct Row {
     pub rdev: u32,
     /// Extended attributes that are short enough to be here; see [`Row::spill`].
     pub xattrs: Xattrs,
-    /// The raw block that holds the extended attributes instead, see [`decode_xattrs`].
+    /// The raw block that holds the extended attributes that `xattrs` does not, see [`decode_xattrs`].
     pub xattrs_block: Option<Cid>,
 }
 
@@ -97,8 +104,8 @@ pub enum RowError {
     /// A sound value in an encoding that is not the one encoding.
     #[error("{0} is not in its one form")]
     Form(&'static str),
-    /// Extended attributes that are too long, unsorted, repeated or in two places.
-    #[error("extended attributes are too long, unsorted or in two places")]
+    /// Extended attributes that are too long, unsorted or repeated.
+    #[error("extended attributes are too long, unsorted or repeated")]
     Xattrs,
 }
 
@@ -138,10 +145,12 @@ impl Row {
         if self.mode > MODE_MAX {
             return Err(RowError::Range("mode"));
         }
-        if self.xattrs_block.is_some() && !self.xattrs.is_empty() {
-            return Err(RowError::Xattrs);
-        }
         Ok(())
+    }
+
+    /// Whether it has extended attributes in both places.
+    fn has_both(&self) -> bool {
+        self.xattrs_block.is_some() && !self.xattrs.is_empty()
     }
 }
 
@@ -155,7 +164,8 @@ pub fn encode_rows(rows: &[Option<&Row>]) -> Result<Option<Bytes>, RowError> {
         return Ok(None);
     }
     let mut out = Vec::with_capacity(16 + present.len() * 32);
-    out.push(VERSION);
+    let version = if present.iter().any(|row| row.has_both()) { VERSION_BESIDE } else { VERSION };
+    out.push(version);
     varint::put(&mut out, rows.len() as u64);
     for row in rows {
         if let Some(row) = row {
@@ -176,7 +186,7 @@ pub fn encode_rows(rows: &[Option<&Row>]) -> Result<Option<Bytes>, RowError> {
     present.iter().filter(|row| row.nlink != 1).for_each(|row| varint::put(&mut out, row.nlink.into()));
     present.iter().filter(|row| row.rdev != 0).for_each(|row| varint::put(&mut out, row.rdev.into()));
     for row in &present {
-        put_row_xattrs(&mut out, row)?;
+        put_row_xattrs(&mut out, row, version)?;
     }
     Ok(Some(Bytes::from(out)))
 }
@@ -212,15 +222,18 @@ fn put_deltas(out: &mut Vec<u8>, values: impl Iterator<Item = i64>) {
     }
 }
 
-fn put_row_xattrs(out: &mut Vec<u8>, row: &Row) -> Result<(), RowError> {
+fn put_row_xattrs(out: &mut Vec<u8>, row: &Row, version: u8) -> Result<(), RowError> {
+    let mut bytes_max = XATTRS_INLINE_BYTES_MAX;
     if let Some(cid) = &row.xattrs_block {
         let cid = cid.to_bytes();
         varint::put(out, 0);
         varint::put(out, cid.len() as u64);
         out.extend_from_slice(&cid);
-    } else if !row.xattrs.is_empty() {
+        bytes_max = XATTRS_BESIDE_BLOCK_BYTES_MAX;
+    }
+    if !row.xattrs.is_empty() || (row.xattrs_block.is_some() && version == VERSION_BESIDE) {
         let encoded = encode_xattrs(&row.xattrs)?;
-        if encoded.len() > XATTRS_INLINE_BYTES_MAX {
+        if encoded.len() > bytes_max {
             return Err(RowError::Xattrs);
         }
         out.extend_from_slice(&encoded);
@@ -296,7 +309,7 @@ fn take_u32(rest: &mut &[u8], what: &'static str) -> Result<u32, RowError> {
 /// [`RowError`]: an unknown version, another number of rows, or not the one encoding of sound rows.
 pub fn decode_rows(bytes: &[u8], n_entries: usize) -> Result<Vec<Option<Row>>, RowError> {
     let (version, mut rest) = bytes.split_first().ok_or(RowError::Length)?;
-    if *version != VERSION {
+    if ![VERSION, VERSION_BESIDE].contains(version) {
         return Err(RowError::Version(*version));
     }
     if varint::take(&mut rest)? != n_entries as u64 {
@@ -308,9 +321,12 @@ pub fn decode_rows(bytes: &[u8], n_entries: usize) -> Result<Vec<Option<Row>>, R
         return Err(RowError::Form("a table without rows"));
     }
     let mut rows = take_palette(&mut rest, &flags)?;
-    take_columns(&mut rest, &flags, &mut rows)?;
+    take_columns(&mut rest, &flags, &mut rows, *version)?;
     if !rest.is_empty() {
         return Err(RowError::Length);
+    }
+    if *version == VERSION_BESIDE && !rows.iter().any(Row::has_both) {
+        return Err(RowError::Form("version"));
     }
     let mut rows = rows.into_iter();
     Ok(kinds.iter().map(|kind| if *kind == 0 { None } else { rows.next() }).collect())
@@ -348,7 +364,7 @@ fn take_palette(rest: &mut &[u8], flags: &[u8]) -> Result<Vec<Row>, RowError> {
     if n_used == n { Ok(rows) } else { Err(RowError::Form("palette")) }
 }
 
-fn take_columns(rest: &mut &[u8], flags: &[u8], rows: &mut [Row]) -> Result<(), RowError> {
+fn take_columns(rest: &mut &[u8], flags: &[u8], rows: &mut [Row], version: u8) -> Result<(), RowError> {
     take_deltas(rest, rows, |row, ino| row.ino = ino as u64)?;
     for row in rows.iter_mut() {
         row.size = varint::take(rest)?;
@@ -373,7 +389,7 @@ fn take_columns(rest: &mut &[u8], flags: &[u8], rows: &mut [Row]) -> Result<(), 
         }
     }
     for (row, _) in rows.iter_mut().zip(flags).filter(|(_, flag)| **flag & HAS_XATTRS != 0) {
-        take_row_xattrs(rest, row)?;
+        take_row_xattrs(rest, row, version)?;
     }
     Ok(())
 }
@@ -397,16 +413,24 @@ fn take_nonzero(rest: &mut &[u8], is_there: bool, what: &'static str) -> Result<
     }
 }
 
-fn take_row_xattrs(rest: &mut &[u8], row: &mut Row) -> Result<(), RowError> {
-    let before = rest.len();
-    match varint::take(rest)? {
-        0 => row.xattrs_block = Some(decode_cid(take_slice(rest)?).ok_or(RowError::Xattrs)?),
-        n => {
-            row.xattrs = take_xattrs(rest, n)?;
-            if before - rest.len() > XATTRS_INLINE_BYTES_MAX {
-                return Err(RowError::Xattrs);
-            }
+fn take_row_xattrs(rest: &mut &[u8], row: &mut Row, version: u8) -> Result<(), RowError> {
+    let mut n = varint::take(rest)?;
+    let mut bytes_max = XATTRS_INLINE_BYTES_MAX;
+    if n == 0 {
+        row.xattrs_block = Some(decode_cid(take_slice(rest)?).ok_or(RowError::Xattrs)?);
+        if version == VERSION {
+            return Ok(());
         }
+        n = varint::take(rest)?;
+        if n == 0 {
+            return Ok(());
+        }
+        bytes_max = XATTRS_BESIDE_BLOCK_BYTES_MAX;
+    }
+    let before = rest.len();
+    row.xattrs = take_xattrs(rest, n)?;
+    if before - rest.len() + 1 > bytes_max {
+        return Err(RowError::Xattrs);
     }
     Ok(())
 }

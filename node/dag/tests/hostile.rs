@@ -265,8 +265,9 @@ fn rows() -> impl Strategy<Value = Vec<Option<Row>>> {
     let xattrs = prop::collection::btree_map(prop::collection::vec(1..255u8, 1..9), any::<[u8; 5]>(), 0..4);
     let ids = (any::<u64>(), 1..8u8, 0..0o10000u16, 0..3u32, any::<u32>(), any::<u64>());
     let times = (any::<i64>(), any::<i64>(), any::<i64>(), any::<bool>());
-    let row = (ids, times, 0..3u32, 0..2u32, xattrs, any::<bool>()).prop_map(
-        |((ino, kind, mode, uid, gid, size), (mtime, ctime, btime, is_new), nlink, rdev, xattrs, is_out)| {
+    let places = (any::<bool>(), 0..4usize);
+    let row = (ids, times, 0..3u32, 0..2u32, xattrs, places).prop_map(
+        |((ino, kind, mode, uid, gid, size), (mtime, ctime, btime, is_new), nlink, rdev, xattrs, places)| {
             Row {
                 ino,
                 kind,
@@ -279,12 +280,8 @@ fn rows() -> impl Strategy<Value = Vec<Option<Row>>> {
                 btime: if is_new { mtime } else { btime },
                 nlink,
                 rdev,
-                xattrs: if is_out {
-                    Vec::new()
-                } else {
-                    xattrs.into_iter().map(|(n, v)| (n, v.to_vec())).collect()
-                },
-                xattrs_block: is_out.then(leaf),
+                xattrs: xattrs.into_iter().map(|(n, v)| (n, v.to_vec())).take(places.1).collect(),
+                xattrs_block: places.0.then(leaf),
             }
         },
     );

@@ -5,9 +5,10 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use cid::Cid;
-use remora_dag::block::Block;
-use remora_dag::posix::{Row, decode_xattrs};
+use remora_dag::block::{Block, Codec};
+use remora_dag::posix::{Row, XATTRS_INLINE_BYTES_MAX, decode_xattrs, encode_xattrs};
 
 use crate::inode::DATA_XATTR;
 use crate::wire::{Reader, put_u64};
@@ -20,6 +21,9 @@ pub const XATTR_NAME_BYTES_MAX: usize = 255;
 
 /// All names and values of an inode together, in bytes (inclusive).
 pub const XATTR_BYTES_MAX: usize = 128 * 1024;
+
+/// The longest encoding of [`DATA_XATTR`] and its value, in bytes.
+const DATA_BYTES_MAX: usize = DATA_XATTR.len() + 12;
 
 /// Names and values.
 pub type XattrMap = BTreeMap<Box<[u8]>, Box<[u8]>>;
@@ -61,26 +65,32 @@ impl Xattrs {
 
     /// Puts the attributes into a row; answers the block that has to be stored with it, if they need one.
     ///
-    /// A row whose attributes are in a block of their own does not tell how much of a sparse file is data.
+    /// How many bytes of a sparse file are data is always in the row itself: the row is all that is read to count them.
     pub(crate) fn fill_row(&self, row: &mut Row, data: Option<u64>) -> Option<Block> {
-        match self {
-            Xattrs::Empty => {}
-            Xattrs::Block(cid) => {
-                row.xattrs_block = Some(**cid);
-                return None;
-            }
-            Xattrs::Known(map) => {
-                row.xattrs = map.iter().map(|(name, value)| (name.to_vec(), value.to_vec())).collect();
-            }
-        }
-        if let Some(data) = data {
+        let data = data.map(|data| {
             let mut value = Vec::new();
             put_u64(&mut value, data);
-            row.xattrs.push((DATA_XATTR.to_vec(), value));
-            row.xattrs.sort();
+            (DATA_XATTR.to_vec(), value)
+        });
+        let mut block = None;
+        match self {
+            Xattrs::Empty => {}
+            Xattrs::Block(cid) => row.xattrs_block = Some(**cid),
+            Xattrs::Known(map) => {
+                row.xattrs = map.iter().map(|(name, value)| (name.to_vec(), value.to_vec())).collect();
+                // The limits on single attributes were checked when they were set, so they can be encoded.
+                let encoded = encode_xattrs(&row.xattrs).unwrap_or_default();
+                if encoded.len() + data.as_ref().map_or(0, |_| DATA_BYTES_MAX) > XATTRS_INLINE_BYTES_MAX {
+                    let spilled = Block::seal(Codec::Raw, Bytes::from(encoded));
+                    row.xattrs_block = Some(*spilled.cid());
+                    row.xattrs.clear();
+                    block = Some(spilled);
+                }
+            }
         }
-        // The limits on single attributes were checked when they were set, so there is always room.
-        row.spill().unwrap_or_default()
+        row.xattrs.extend(data);
+        row.xattrs.sort();
+        block
     }
 
     /// The attributes in a block; `None` if it is not sound.
