@@ -58,6 +58,8 @@ pub struct State {
     size_limit: Option<u64>,
     /// The newest commit applied.
     last_seq: u64,
+    /// The newest commit that moved a directory, and with it the names of everything below; 0 if none did.
+    dirs_moved_seq: u64,
     /// The newest commit of the base that is being derived; 0 if none is.
     frozen: u64,
     rebase: Option<Rebase>,
@@ -80,6 +82,7 @@ impl State {
             stats: tree.stats,
             size_limit: None,
             last_seq: tree.made_from,
+            dirs_moved_seq: 0,
             frozen: 0,
             rebase: None,
             n_orphan_pages: 0,
@@ -133,6 +136,12 @@ impl State {
     #[must_use]
     pub fn dirty_seq(&self, ino: Ino) -> u64 {
         self.table.get(&ino).map_or(0, |inode| inode.seq)
+    }
+
+    /// The newest commit that moved a directory: a name that leads to any inode may have changed with it. 0 if none did.
+    #[must_use]
+    pub fn dirs_moved_seq(&self) -> u64 {
+        self.dirs_moved_seq
     }
 
     /// The oldest commit whose operations hold bytes that a read may ask for. Takes time in proportion to the extents.

@@ -237,10 +237,12 @@ impl State {
     }
 
     fn move_name(&mut self, seq: u64, ino: Ino, from: Place<'_>, to: Place<'_>, time: Timestamp) {
-        if let Some(inode) = self.change(ino, seq) {
-            inode.names.remove(from.0, from.1);
-            inode.names.add(to.0, to.1);
-            inode.attr.ctime = time;
+        let Some(inode) = self.change(ino, seq) else { return };
+        inode.names.remove(from.0, from.1);
+        inode.names.add(to.0, to.1);
+        inode.attr.ctime = time;
+        if inode.attr.kind == Kind::Directory {
+            self.dirs_moved_seq = seq;
         }
     }
 

@@ -33,26 +33,25 @@ pub(crate) enum Trouble {
 }
 
 impl Shared {
-    /// See `Filesystem::fsync`.
+    /// See `Filesystem::fsync`. What a directory above was renamed to is a part of the inode's name.
     pub(crate) fn fsync(&self, ino: Ino, done: Done) {
         let mut core = self.settled(ino);
+        let own = core.state.dirty_seq(ino);
+        let seq = own.max(core.state.dirs_moved_seq());
         let decided = match core.journal.check() {
             Err(errno) => Some(Err(errno)),
-            Ok(()) => match core.state.dirty_seq(ino) {
-                0 => {
-                    // As it is in the base, if it is there at all.
-                    drop(core);
-                    return done(self.ask(|state| state.attr(ino)).map(drop));
-                }
-                seq if seq <= core.journal.durable() => Some(Ok(())),
-                _ => None,
-            },
+            Ok(()) if seq > core.journal.durable() => None,
+            Ok(()) if own == 0 => {
+                // As it is in the base, if it is there at all.
+                drop(core);
+                return done(self.ask(|state| state.attr(ino)).map(drop));
+            }
+            Ok(()) => Some(Ok(())),
         };
         if let Some(reply) = decided {
             drop(core);
             return done(reply);
         }
-        let seq = core.state.dirty_seq(ino);
         let pen = if seq > core.journal.synced_seq() { core.journal.take_pen() } else { None };
         core.journal.wait_for(seq, done);
         drop(core);
