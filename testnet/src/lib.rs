@@ -19,4 +19,5 @@ pub mod posix;
 pub mod faultdisk;
 pub mod bench;
 pub mod scale;
+pub mod soak;
 pub mod simulate;

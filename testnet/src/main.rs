@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use remora_testnet::{bench, demo, hostile, ledger, moving, posix, restart, scale, simulate, sizes};
+use remora_testnet::{bench, demo, hostile, ledger, moving, posix, restart, scale, simulate, sizes, soak};
 
 /// Proves Remora on this machine: hosts, faults, simulation, benchmarks, the demo.
 #[derive(Parser)]
@@ -72,6 +72,11 @@ enum Command {
         #[arg(long, default_value_t = 2000)]
         seeds: u64,
     },
+    /// Programs at work on volumes for hours, while volumes change hosts and daemons are killed
+    Soak(soak::Options),
+    /// (for soak) One of its processes
+    #[command(hide = true, subcommand)]
+    SoakPart(soak::PartCommand),
     /// (for rigs) Append and fsync numbered records, printing each acknowledged number
     #[command(hide = true)]
     WriteRecords { path: PathBuf, first: u64 },
@@ -103,6 +108,8 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Bench { rounds, only, short } => bench::run(&bench::Options { rounds, only, short }),
         Command::Scale { short, files } => scale::run(&scale::Options::new(short, files)),
         Command::Simulate { first_seed, seeds } => simulate::command(first_seed, seeds),
+        Command::Soak(options) => soak::run(&options),
+        Command::SoakPart(command) => soak::part(&command),
         Command::WriteRecords { path, first } => ledger::write_records(&path, first),
     }
 }

@@ -1,0 +1,115 @@
+//! Two trees in step: what a native directory answers, the volume answers, and afterwards they are equal.
+
+mod choice;
+mod op;
+pub(super) mod stress;
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::compare::{Manifest, differences, manifest};
+use crate::soak::part::Part;
+use crate::soak::turn::{Load, Turn};
+use crate::soak::twins::op::CLOCK_BEGINS;
+use crate::soak::twins::stress::GONE;
+
+/// More names or bytes than this, and one thread's directory is emptied before the next turn.
+const NAMES_MAX: usize = 4000;
+const BYTES_MAX: u64 = 200 << 20;
+
+/// Differences that are printed.
+const SHOWN_MAX: usize = 12;
+
+/// The load.
+pub(super) struct Twins {
+    native: PathBuf,
+    turns: u64,
+}
+
+impl Twins {
+    /// The native twin lies in `native`.
+    pub(super) fn new(native: &Path) -> Result<Twins> {
+        std::fs::create_dir_all(native).context("make the native tree")?;
+        Ok(Twins { native: native.to_path_buf(), turns: 0 })
+    }
+
+    fn volume(dir: &Path) -> PathBuf {
+        dir.join("twin")
+    }
+
+    /// Takes the volume's tree for the native one: after a crash it is a little older, and that is what was promised.
+    fn take_over(&self, volume: &Path) -> Result<()> {
+        std::fs::remove_dir_all(&self.native).context("remove the native tree")?;
+        let copied = Command::new("cp")
+            .args(["-a", "--sparse=auto", "-T"])
+            .args([volume, &self.native])
+            .output()
+            .context("run cp")?;
+        ensure!(copied.status.success(), "cp -a: {}", String::from_utf8_lossy(&copied.stderr));
+        Ok(())
+    }
+}
+
+impl Load for Twins {
+    fn name(&self) -> &'static str {
+        "files"
+    }
+
+    fn work(&mut self, dir: &Path, turn: &Turn) -> Result<String> {
+        let volume = Twins::volume(dir);
+        std::fs::create_dir_all(&volume).context("make the tree on the volume")?;
+        let seed = turn.seed.to_string();
+        let millis = turn.left().as_millis().to_string();
+        let args: [&OsStr; 7] = [
+            "stress".as_ref(),
+            self.native.as_os_str(),
+            volume.as_os_str(),
+            "--seed".as_ref(),
+            seed.as_ref(),
+            "--millis".as_ref(),
+            millis.as_ref(),
+        ];
+        let ended = Part::start(&args, 0)?.wait(turn)?;
+        let first = ended.words.lines().next().unwrap_or_default().to_owned();
+        if ended.status.success() || (turn.is_killed() && ended.words.contains(GONE)) {
+            return Ok(first);
+        }
+        bail!("{}: {}", ended.status, ended.words)
+    }
+
+    fn check(&mut self, dir: &Path, was_killed: bool) -> Result<String> {
+        let volume = Twins::volume(dir);
+        if was_killed {
+            self.take_over(&volume)?;
+        }
+        let native = without_clock(manifest(&self.native, &|_| ())?);
+        let found = without_clock(manifest(&volume, &|_| ())?);
+        let lines = differences(&native, &found, SHOWN_MAX);
+        ensure!(lines.is_empty(), "the trees differ:\n  {}", lines.join("\n  "));
+        let bytes: u64 = found.values().map(|seen| seen.size).sum();
+        let said = format!("{} names, {} MiB equal", found.len(), bytes >> 20);
+        self.turns += 1;
+        if found.len() > NAMES_MAX || bytes > BYTES_MAX {
+            let top = format!("t{}", self.turns % 4);
+            for root in [&self.native, &volume] {
+                std::fs::remove_dir_all(root.join(&top)).with_context(|| format!("empty {top}"))?;
+            }
+        }
+        Ok(said)
+    }
+}
+
+/// Times that the clock set differ between two trees; all that is asked of them is that they are the clock's.
+fn without_clock(tree: Manifest) -> Manifest {
+    let blunt = |(path, mut seen): (PathBuf, crate::compare::Seen)| {
+        if seen.mtime.0 >= CLOCK_BEGINS {
+            seen.mtime = (CLOCK_BEGINS, 0);
+        }
+        (path, seen)
+    };
+    tree.into_iter().map(blunt).collect::<BTreeMap<_, _>>()
+}
