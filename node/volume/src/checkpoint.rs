@@ -130,8 +130,10 @@ impl Shared {
         let inline = {
             let mut core = self.core.lock();
             // A copy made while the tree was derived may still read what the tree contains from the log.
-            let inline = core.state.oldest_inline().unwrap_or(u64::MAX);
+            let inline = core.state.oldest_copied().unwrap_or(u64::MAX);
             core.journal.forget_until(upto.min(inline.saturating_sub(1)), ops_bytes);
+            self.look_at_changes(&core);
+            self.eased.notify_all();
             inline
         };
         let needed = self.replicator.oldest_needed().unwrap_or(u64::MAX);
@@ -167,21 +169,5 @@ impl Shared {
             core.journal.last_seq()
         };
         self.flush_until(seq).map_err(CheckpointError::NotDurable)
-    }
-
-    /// A checkpoint in the background: what goes wrong is logged, and tried again when it is due again.
-    pub(crate) fn try_checkpoint(&self) {
-        if let Err(error) = self.make_checkpoint() {
-            tracing::warn!(%error, "no checkpoint");
-        }
-        self.checkpoint_ended();
-    }
-
-    /// Another checkpoint may be started.
-    pub(crate) fn checkpoint_ended(&self) {
-        let mut core = self.core.lock();
-        core.wish.is_checkpointing = false;
-        core.journal.touch(self.clock.elapsed());
-        self.wake.notify_one();
     }
 }

@@ -5,6 +5,7 @@
 //! * names are ordered by their hash, then by their bytes, as in the tree's directories.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU64;
 use std::ops::Bound;
 
 use remora_vfs::attr::Ino;
@@ -15,11 +16,19 @@ pub struct Slot {
     /// The name.
     pub name: Box<[u8]>,
     /// The inode it leads to; `None`: it is gone.
-    pub ino: Option<Ino>,
+    ino: Option<NonZeroU64>,
     /// The newest commit that touched it.
     pub seq: u64,
     /// Whether no base has the name: not the one below, nor one that was being derived when it was made.
     is_fresh: bool,
+}
+
+impl Slot {
+    /// The inode it leads to; `None`: it is gone.
+    #[must_use]
+    pub fn ino(&self) -> Option<Ino> {
+        self.ino.map(NonZeroU64::get)
+    }
 }
 
 /// Slots whose names have one hash. Two is what a hundred million names may bring; more is an attack.
@@ -58,6 +67,12 @@ impl DirOverlay {
         self.buckets.is_empty()
     }
 
+    /// How many hashes have changed names: as good as the number of names.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.buckets.len()
+    }
+
     /// The slot of a name; `None`: as in the base.
     #[must_use]
     pub fn get(&self, hash: u64, name: &[u8]) -> Option<&Slot> {
@@ -69,11 +84,11 @@ impl DirOverlay {
     pub fn set(&mut self, hash: u64, name: &[u8], ino: Ino, seq: u64, frozen: u64, is_in_base: bool) {
         if let Some(slot) = self.get_mut(hash, name) {
             slot.is_fresh &= slot.seq > frozen;
-            slot.ino = Some(ino);
+            slot.ino = NonZeroU64::new(ino);
             slot.seq = seq;
             return;
         }
-        self.add(hash, Slot { name: name.into(), ino: Some(ino), seq, is_fresh: !is_in_base });
+        self.add(hash, Slot { name: name.into(), ino: NonZeroU64::new(ino), seq, is_fresh: !is_in_base });
     }
 
     /// Takes a name away. `frozen` is the newest commit of the base that is being derived, or 0.
@@ -129,14 +144,25 @@ impl DirOverlay {
             .flat_map(|(hash, bucket)| bucket.slots().iter().map(move |slot| (*hash, slot)))
     }
 
-    /// Forgets what `upto` and older commits changed: the base has it now.
-    pub fn forget_upto(&mut self, upto: u64) {
-        self.buckets.retain(|_, bucket| match bucket {
-            Bucket::One(slot) => slot.seq > upto,
-            Bucket::Many(slots) => {
-                slots.retain(|slot| slot.seq > upto);
-                !slots.is_empty()
+    /// Forgets what `upto` and older commits changed, for the base has it now, among `max` hashes from `from` on. Answers
+    /// where to go on; `None`: there are no more.
+    pub fn forget_upto(&mut self, upto: u64, from: u64, max: usize) -> Option<u64> {
+        let (mut old, mut last, mut n_seen) = (Vec::new(), from, 0);
+        for (hash, bucket) in self.buckets.range(from..).take(max) {
+            (last, n_seen) = (*hash, n_seen + 1);
+            if bucket.slots().iter().any(|slot| slot.seq <= upto) {
+                old.push(*hash);
             }
-        });
+        }
+        for hash in old {
+            if let Some(Bucket::Many(slots)) = self.buckets.get_mut(&hash) {
+                slots.retain(|slot| slot.seq > upto);
+                if !slots.is_empty() {
+                    continue;
+                }
+            }
+            self.buckets.remove(&hash);
+        }
+        if n_seen < max { None } else { last.checked_add(1) }
     }
 }

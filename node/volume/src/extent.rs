@@ -84,9 +84,17 @@ pub struct Extent {
 }
 
 /// The changed ranges of a file, by their start.
+///
+/// Nearly every file that is made has one; it lies here and takes no memory of its own.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Extents {
-    map: BTreeMap<u64, Extent>,
+pub enum Extents {
+    /// None.
+    #[default]
+    Empty,
+    /// One, with its start.
+    One(u64, Extent),
+    /// At least two, by their start.
+    Many(BTreeMap<u64, Extent>),
 }
 
 /// A part of a range: changed, or as the base has it.
@@ -104,18 +112,88 @@ impl Extents {
     /// Whether nothing is changed.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.map.is_empty()
+        matches!(self, Extents::Empty)
     }
 
     /// How many extents there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.map.len()
+        match self {
+            Extents::Empty => 0,
+            Extents::One(..) => 1,
+            Extents::Many(map) => map.len(),
+        }
     }
 
     /// All extents in order of their start.
     pub fn iter(&self) -> impl Iterator<Item = (u64, &Extent)> {
-        self.map.iter().map(|(start, extent)| (*start, extent))
+        self.range(0..u64::MAX)
+    }
+
+    /// The extents that start in a range, in order.
+    fn range(&self, range: Range<u64>) -> impl Iterator<Item = (u64, &Extent)> {
+        let (one, many) = match self {
+            Extents::Empty => (None, None),
+            Extents::One(start, extent) => (range.contains(start).then_some((*start, extent)), None),
+            Extents::Many(map) => (None, Some(map.range(range))),
+        };
+        one.into_iter().chain(many.into_iter().flatten().map(|(start, extent)| (*start, extent)))
+    }
+
+    /// The start of the first extent that starts in a range.
+    fn first_in(&self, range: Range<u64>) -> Option<u64> {
+        self.range(range).next().map(|(start, _)| start)
+    }
+
+    /// The extent that starts at `at`.
+    fn at(&self, at: u64) -> Option<&Extent> {
+        match self {
+            Extents::Empty => None,
+            Extents::One(start, extent) => (*start == at).then_some(extent),
+            Extents::Many(map) => map.get(&at),
+        }
+    }
+
+    /// The last extent that starts before `at`.
+    fn before(&self, at: u64) -> Option<(u64, &Extent)> {
+        match self {
+            Extents::Empty => None,
+            Extents::One(start, extent) => (*start < at).then_some((*start, extent)),
+            Extents::Many(map) => map.range(..at).next_back().map(|(start, extent)| (*start, extent)),
+        }
+    }
+
+    /// Adds an extent where there is none.
+    fn put(&mut self, start: u64, extent: Extent) {
+        *self = match std::mem::take(self) {
+            Extents::Empty => Extents::One(start, extent),
+            Extents::One(at, first) => Extents::Many(BTreeMap::from([(at, first), (start, extent)])),
+            Extents::Many(mut map) => {
+                map.insert(start, extent);
+                Extents::Many(map)
+            }
+        };
+    }
+
+    /// Takes an extent out.
+    fn take(&mut self, start: u64) -> Option<Extent> {
+        let taken;
+        (*self, taken) = match std::mem::take(self) {
+            Extents::One(at, extent) if at == start => (Extents::Empty, Some(extent)),
+            Extents::Many(mut map) => {
+                let taken = map.remove(&start);
+                (Extents::of(map), taken)
+            }
+            other => (other, None),
+        };
+        taken
+    }
+
+    fn of(mut map: BTreeMap<u64, Extent>) -> Extents {
+        if map.len() > 1 {
+            return Extents::Many(map);
+        }
+        map.pop_first().map_or(Extents::Empty, |(start, extent)| Extents::One(start, extent))
     }
 
     /// Puts a range over whatever is there. `len` 0 does nothing.
@@ -123,28 +201,24 @@ impl Extents {
         if len == 0 {
             return;
         }
-        // The common case is a write behind the last one: nothing to remove.
-        let is_last = self.map.last_key_value().is_none_or(|(at, last)| at + last.len <= start);
-        if !is_last {
-            self.remove(start..start + len);
-        }
+        self.remove(start..start + len);
         let (mut start, mut len, mut seq, mut source) = (start, len, seq, source);
-        if let Some((&before, extent)) = self.map.range(..start).next_back()
+        if let Some((before, extent)) = self.before(start)
             && before + extent.len == start
             && extent.source.is_followed_by(extent.len, &source)
         {
-            (start, len, seq) = (before, len + extent.len, seq.max(extent.seq));
+            (len, seq) = (len + extent.len, seq.max(extent.seq));
             source = extent.source.clone();
+            start = before;
+            self.take(before);
         }
-        if !is_last
-            && let Some(next) = self.map.get(&(start + len))
-            && source.is_followed_by(len, &next.source)
-        {
-            let next_start = start + len;
-            (len, seq) = (len + next.len, seq.max(next.seq));
-            self.map.remove(&next_start);
+        let end = start + len;
+        let next = self.at(end).filter(|next| source.is_followed_by(len, &next.source));
+        if let Some((next_len, next_seq)) = next.map(|next| (next.len, next.seq)) {
+            (len, seq) = (len + next_len, seq.max(next_seq));
+            self.take(end);
         }
-        self.map.insert(start, Extent { len, seq, source });
+        self.put(start, Extent { len, seq, source });
     }
 
     /// Forgets the changes of a range, cutting the extents at its ends.
@@ -152,29 +226,40 @@ impl Extents {
         if range.is_empty() {
             return;
         }
-        if let Some((&start, extent)) = self.map.range_mut(..range.start).next_back() {
-            let end = start + extent.len;
-            if end > range.start {
-                let (seq, tail) = (extent.seq, extent.source.skip(range.end.saturating_sub(start)));
-                extent.len = range.start - start;
-                if end > range.end {
-                    self.map.insert(range.end, Extent { len: end - range.end, seq, source: tail });
-                }
-            }
+        if let Some((start, extent)) = self.before(range.start)
+            && start + extent.len > range.start
+        {
+            self.cut(start, &range);
         }
-        while let Some((&start, _)) = self.map.range(range.clone()).next() {
-            let Some(extent) = self.map.remove(&start) else { break };
-            let end = start + extent.len;
-            if end > range.end {
-                let source = extent.source.skip(range.end - start);
-                self.map.insert(range.end, Extent { len: end - range.end, seq: extent.seq, source });
-            }
+        while let Some(start) = self.first_in(range.clone()) {
+            self.cut(start, &range);
         }
     }
 
-    /// Forgets what `upto` and older commits changed: the base has it now.
-    pub fn forget_upto(&mut self, upto: u64) {
-        self.map.retain(|_, extent| extent.seq > upto);
+    /// Leaves of an extent what lies outside of a range.
+    fn cut(&mut self, start: u64, range: &Range<u64>) {
+        let Some(mut extent) = self.take(start) else { return };
+        let end = start + extent.len;
+        if end > range.end {
+            let source = extent.source.skip(range.end - start);
+            self.put(range.end, Extent { len: end - range.end, seq: extent.seq, source });
+        }
+        if start < range.start {
+            extent.len = range.start - start;
+            self.put(start, extent);
+        }
+    }
+
+    /// Forgets what `upto` and older commits changed, for the base has it now, among `max` extents from `from` on.
+    /// Answers where to go on; `None`: there are no more.
+    pub fn forget_upto(&mut self, upto: u64, from: u64, max: usize) -> Option<u64> {
+        let seen: Vec<(u64, u64)> =
+            self.range(from..u64::MAX).take(max).map(|(start, extent)| (start, extent.seq)).collect();
+        for (start, _) in seen.iter().filter(|(_, seq)| *seq <= upto) {
+            self.take(*start);
+        }
+        let (last, _) = seen.last()?;
+        (seen.len() == max).then_some(last + 1)
     }
 
     /// The parts of a range, in order and without gaps.
@@ -182,8 +267,8 @@ impl Extents {
     pub fn parts(&self, range: Range<u64>) -> Vec<Part> {
         let mut parts = Vec::new();
         let mut at = range.start;
-        let first = self.map.range(..range.start).next_back().filter(|(s, e)| *s + e.len > range.start);
-        for (&start, extent) in first.into_iter().chain(self.map.range(range.clone())) {
+        let first = self.before(range.start).filter(|(start, extent)| start + extent.len > range.start);
+        for (start, extent) in first.into_iter().chain(self.range(range.clone())) {
             if start > at {
                 parts.push(Part { start: at, len: start - at, source: None });
                 at = start;
@@ -198,17 +283,5 @@ impl Extents {
             parts.push(Part { start: at, len: range.end - at, source: None });
         }
         parts
-    }
-
-    /// The oldest commit whose operations hold bytes of this file.
-    #[must_use]
-    pub fn oldest_inline(&self) -> Option<u64> {
-        self.map
-            .values()
-            .filter_map(|extent| match extent.source {
-                ExtentSource::Inline { seq, .. } => Some(seq),
-                _ => None,
-            })
-            .min()
     }
 }

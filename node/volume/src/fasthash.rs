@@ -3,11 +3,14 @@
 //! The standard hasher defends against chosen keys at several times the price; the tables here are never iterated in a
 //! way that can be seen, and their keys are counted up by us or come out of sha2-256.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
 
 /// A map with the fast hash.
 pub(crate) type FastMap<K, V> = HashMap<K, V, BuildHasherDefault<FastHasher>>;
+
+/// A set with the fast hash.
+pub(crate) type FastSet<K> = HashSet<K, BuildHasherDefault<FastHasher>>;
 
 /// An odd number near 2^64 divided by the golden ratio: multiplying by it spreads small numbers over all bits.
 const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;

@@ -221,6 +221,16 @@ impl Inode {
         self.seq != 0
     }
 
+    /// How many ranges of a file, or names of a directory, differ from the base.
+    #[must_use]
+    pub fn n_changes(&self) -> usize {
+        match &self.body {
+            Body::File(extents) => extents.len(),
+            Body::Directory(overlay) => overlay.len(),
+            Body::Symlink(_) | Body::Special => 0,
+        }
+    }
+
     /// The extents of a file.
     #[must_use]
     pub fn extents(&self) -> Option<&Extents> {

@@ -102,6 +102,11 @@ impl MapNode {
         Block::seal(Codec::DagCbor, bytes.unwrap_or_default().into())
     }
 
+    /// About how many bytes of memory its tables take.
+    pub(crate) fn table_bytes(&self) -> usize {
+        self.children.len() * size_of::<(u8, Cid)>() + self.leaves.len() * size_of::<(u8, NameList, Name)>()
+    }
+
     fn is_empty(&self) -> bool {
         self.children.is_empty() && self.leaves.is_empty()
     }

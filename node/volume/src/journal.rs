@@ -383,6 +383,11 @@ impl Journal {
         self.tail_bytes + self.open.ops.len() as u64
     }
 
+    /// Commits whose place is kept.
+    pub(crate) fn n_commits(&self) -> usize {
+        self.payloads.len()
+    }
+
     /// The base contains everything up to `seq`, `bytes` of ops: they need not be found any more.
     pub(crate) fn forget_until(&mut self, seq: u64, bytes: u64) {
         self.payloads.forget_until(seq);

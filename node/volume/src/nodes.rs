@@ -1,19 +1,24 @@
-//! The nodes of the base tree that are in memory: a bounded cache that is filled from outside.
+//! The nodes of the base tree that are in memory: two bounded caches, one of blocks, filled from outside, and one of what
+//! they say.
+//!
+//! A decoded node takes several times its block, so few are kept; decoding one again takes microseconds.
 //!
 //! What always holds:
-//! * a lookup never reads: a node that is not here is [`Stop::Need`], and the caller supplies it and asks again;
+//! * a lookup never reads: a node whose block is not here is [`Stop::Need`], and the caller supplies it and asks again;
 //! * a node that does not decode is [`Stop::Damaged`], every time;
-//! * at most [`NODE_BYTES_MAX`] bytes of blocks are kept, the ones not used for longest going first.
+//! * at most [`BLOCK_BYTES_MAX`] and [`DECODED_BYTES_MAX`] are kept, beyond a few nodes of any size, and the ones not used
+//!   for longest go first.
 
-use std::cell::{Cell, OnceCell};
+use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::mem::size_of;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use cid::Cid;
-use remora_dag::directory::DirNode;
+use remora_dag::directory::{DirNode, Entry, Slot};
 use remora_dag::errors::Damaged;
-use remora_dag::file::{FileNode, FileNodeSource};
+use remora_dag::file::{FileLink, FileNode, FileNodeSource};
 use remora_dag::list::NodeSource;
 use remora_dag::unixfs::symlink_target;
 
@@ -21,78 +26,127 @@ use crate::fasthash::FastMap;
 use crate::inomap::MapNode;
 use crate::stop::Stop;
 
-/// Bytes of blocks kept. Decoded nodes take about three times that; 16 MiB hold the shards of half a million names.
-const NODE_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Bytes of blocks kept: 16 MiB hold what a volume knows of two hundred thousand names.
+const BLOCK_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Bytes of decoded nodes kept.
+const DECODED_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// Nodes kept whatever their size, so that a step that needs several finds them all when it is repeated.
-const NODES_MIN: usize = 256;
+const NODES_MIN: usize = 64;
+
+/// A cache with a bound on its bytes that gives what was used lately a second chance.
+#[derive(Debug)]
+struct Recent<T> {
+    map: FastMap<Cid, Kept<T>>,
+    order: VecDeque<Cid>,
+    bytes: usize,
+    bytes_max: usize,
+}
 
 #[derive(Debug)]
+struct Kept<T> {
+    value: T,
+    bytes: usize,
+    is_used: bool,
+}
+
+impl<T> Recent<T> {
+    fn new(bytes_max: usize) -> Recent<T> {
+        Recent { map: FastMap::default(), order: VecDeque::new(), bytes: 0, bytes_max }
+    }
+
+    fn get(&mut self, cid: &Cid) -> Option<&T> {
+        let kept = self.map.get_mut(cid)?;
+        kept.is_used = true;
+        Some(&kept.value)
+    }
+
+    fn put(&mut self, cid: Cid, value: T, bytes: usize) {
+        self.bytes += bytes;
+        match self.map.insert(cid, Kept { value, bytes, is_used: true }) {
+            Some(old) => self.bytes -= old.bytes,
+            None => self.order.push_back(cid),
+        }
+        let mut n_seen = 0;
+        while self.bytes > self.bytes_max && self.map.len() > NODES_MIN && n_seen < 2 * self.order.len() {
+            n_seen += 1;
+            let Some(oldest) = self.order.pop_front() else { break };
+            let is_used = self.map.get_mut(&oldest).is_some_and(|kept| std::mem::take(&mut kept.is_used));
+            if is_used {
+                self.order.push_back(oldest);
+            } else if let Some(kept) = self.map.remove(&oldest) {
+                self.bytes -= kept.bytes;
+            }
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
 enum Decoded {
     Dir(Arc<DirNode>),
     File(Arc<FileNode>),
     Map(Arc<MapNode>),
 }
 
-#[derive(Debug)]
-struct Node {
-    bytes: Bytes,
-    decoded: OnceCell<Decoded>,
-    is_used: Cell<bool>,
+impl Decoded {
+    /// About how much memory it takes, made of a block of this length.
+    fn bytes(&self, block_bytes: usize) -> usize {
+        let parts = match self {
+            Decoded::Dir(node) => match &**node {
+                DirNode::Basic(entries) => entries.len() * size_of::<(u64, Entry)>(),
+                DirNode::Shard(shard) => shard.slots.len() * size_of::<(u16, Slot)>(),
+            },
+            Decoded::File(node) => match &**node {
+                FileNode::Interior { links, .. } => links.len() * size_of::<FileLink>(),
+                FileNode::Leaf { .. } => 0,
+            },
+            Decoded::Map(node) => node.table_bytes(),
+        };
+        parts + block_bytes
+    }
 }
 
-/// The cache.
-#[derive(Debug, Default)]
+/// The caches.
+#[derive(Debug)]
 pub(crate) struct Nodes {
-    map: FastMap<Cid, Node>,
-    order: VecDeque<Cid>,
-    bytes: usize,
+    blocks: RefCell<Recent<Bytes>>,
+    decoded: RefCell<Recent<Decoded>>,
+}
+
+impl Default for Nodes {
+    fn default() -> Nodes {
+        let (blocks, decoded) = (Recent::new(BLOCK_BYTES_MAX), Recent::new(DECODED_BYTES_MAX));
+        Nodes { blocks: RefCell::new(blocks), decoded: RefCell::new(decoded) }
+    }
 }
 
 impl Nodes {
     /// Puts a block in. The caller has verified it against its CID.
     pub(crate) fn supply(&mut self, cid: &Cid, bytes: Bytes) {
         let len = bytes.len();
-        let node = Node { bytes, decoded: OnceCell::new(), is_used: Cell::new(true) };
-        if self.map.insert(*cid, node).is_some() {
-            return;
-        }
-        self.bytes += len;
-        self.order.push_back(*cid);
-        let mut n_seen = 0;
-        while self.bytes > NODE_BYTES_MAX && self.map.len() > NODES_MIN && n_seen < 2 * self.order.len() {
-            n_seen += 1;
-            let Some(oldest) = self.order.pop_front() else { break };
-            let is_used = self.map.get(&oldest).is_some_and(|node| node.is_used.replace(false));
-            if is_used {
-                self.order.push_back(oldest);
-            } else if let Some(node) = self.map.remove(&oldest) {
-                self.bytes -= node.bytes.len();
-            }
-        }
+        self.blocks.get_mut().put(*cid, bytes, len);
     }
 
-    fn get(&self, cid: &Cid) -> Result<&Node, Stop> {
-        let node = self.map.get(cid).ok_or(Stop::Need(*cid))?;
-        node.is_used.set(true);
-        Ok(node)
+    /// The bytes of a block.
+    pub(crate) fn bytes(&self, cid: &Cid) -> Result<Bytes, Stop> {
+        self.blocks.borrow_mut().get(cid).cloned().ok_or(Stop::Need(*cid))
     }
 
     fn decoded<T>(
         &self,
         cid: &Cid,
         decode: impl FnOnce(&Bytes) -> Option<Decoded>,
-        pick: impl FnOnce(&Decoded) -> Option<&Arc<T>>,
+        pick: impl Fn(&Decoded) -> Option<&Arc<T>>,
     ) -> Result<Arc<T>, Stop> {
-        let node = self.get(cid)?;
-        let decoded = match node.decoded.get() {
-            Some(decoded) => decoded,
-            None => {
-                let fresh = decode(&node.bytes).ok_or(Stop::Damaged { cid: *cid })?;
-                node.decoded.get_or_init(|| fresh)
-            }
-        };
-        pick(decoded).cloned().ok_or(Stop::Damaged { cid: *cid })
+        let damaged = Stop::Damaged { cid: *cid };
+        if let Some(decoded) = self.decoded.borrow_mut().get(cid) {
+            return pick(decoded).cloned().ok_or(damaged);
+        }
+        let bytes = self.bytes(cid)?;
+        let decoded = decode(&bytes).ok_or(damaged.clone())?;
+        self.decoded.borrow_mut().put(*cid, decoded.clone(), decoded.bytes(bytes.len()));
+        pick(&decoded).cloned().ok_or(damaged)
     }
 
     /// A node of the map from inode numbers to names.
@@ -104,14 +158,9 @@ impl Nodes {
         )
     }
 
-    /// The bytes of a block.
-    pub(crate) fn bytes(&self, cid: &Cid) -> Result<Bytes, Stop> {
-        Ok(self.get(cid)?.bytes.clone())
-    }
-
     /// The target of a symlink.
     pub(crate) fn symlink(&self, cid: &Cid) -> Result<Bytes, Stop> {
-        symlink_target(cid, &self.get(cid)?.bytes).map_err(|_| Stop::Damaged { cid: *cid })
+        symlink_target(cid, &self.bytes(cid)?).map_err(|_| Stop::Damaged { cid: *cid })
     }
 }
 
@@ -142,5 +191,28 @@ impl FileNodeSource for Nodes {
 impl From<Damaged> for Stop {
     fn from(damaged: Damaged) -> Stop {
         Stop::Damaged { cid: damaged.cid }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{NODES_MIN, Recent};
+    use bytes::Bytes;
+    use remora_dag::block::{Block, Codec};
+
+    #[test]
+    fn what_is_kept_is_bounded_and_what_is_used_stays() {
+        let mut recent = Recent::new(10_000);
+        let cid = |i: usize| *Block::seal(Codec::Raw, Bytes::from(i.to_string())).cid();
+        for i in 0..10 * NODES_MIN {
+            recent.put(cid(i), i, 10_000 / NODES_MIN / 2);
+            assert!(recent.get(&cid(0)).is_some(), "used all the time");
+            assert!(recent.bytes <= 10_000);
+        }
+        assert!(recent.get(&cid(1)).is_none());
+        recent.put(cid(2), 2, 1_000_000);
+        assert_eq!(recent.get(&cid(2)), Some(&2), "a large one is there until others come");
+        assert_eq!(recent.map.len(), NODES_MIN, "and so are a few others");
+        assert_eq!(recent.order.len(), recent.map.len());
     }
 }

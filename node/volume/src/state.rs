@@ -13,6 +13,7 @@
 //! It deliberately knows neither durability (an operation is in the state before it is on disk) nor permissions.
 
 pub mod apply;
+pub mod changes;
 pub mod content;
 pub mod handles;
 pub mod names;
@@ -28,15 +29,16 @@ use cid::Cid;
 use remora_vfs::attr::{Attr, Ino};
 use remora_vfs::errno::Errno;
 
-use crate::fasthash::FastMap;
+use crate::fasthash::{FastMap, FastSet};
 use crate::inode::Inode;
 use crate::nodes::Nodes;
+use crate::state::changes::Changes;
 use crate::state::handles::Handles;
 use crate::state::rebase::Rebase;
 use crate::stop::Stop;
 use crate::tree::{Stats, Tree};
 
-/// Clean inodes kept in the table: about 350 bytes each, found again in the base when they are asked for.
+/// Clean inodes kept in the table: about 450 bytes each, found again in the base when they are asked for.
 pub const CLEAN_INODES_MAX: usize = 65_536;
 
 /// A volume's file system in memory.
@@ -49,8 +51,12 @@ pub struct State {
     handles: FastMap<Ino, Handles>,
     /// Inodes without names that have not been dropped.
     orphans: BTreeSet<Ino>,
-    /// Inodes of a base that have been dropped, with the commit that dropped them.
-    gone: FastMap<Ino, u64>,
+    /// Inodes of a base that have been dropped since the last freeze.
+    gone: FastSet<Ino>,
+    /// Those dropped before it, which the base that is being derived has no more.
+    gone_before: FastSet<Ino>,
+    /// How much differs from the base.
+    changes: Changes,
     /// Clean inodes in the order in which they will be looked at for eviction.
     clean: VecDeque<Ino>,
     next_ino: Ino,
@@ -63,6 +69,8 @@ pub struct State {
     /// The newest commit of the base that is being derived; 0 if none is.
     frozen: u64,
     rebase: Option<Rebase>,
+    /// The oldest commit whose data was copied by reference since the last freeze.
+    oldest_copied: Option<u64>,
     n_orphan_pages: usize,
 }
 
@@ -76,7 +84,9 @@ impl State {
             nodes: Nodes::default(),
             handles: FastMap::default(),
             orphans: BTreeSet::new(),
-            gone: FastMap::default(),
+            gone: FastSet::default(),
+            gone_before: FastSet::default(),
+            changes: Changes::default(),
             clean: VecDeque::new(),
             next_ino: tree.next_ino,
             stats: tree.stats,
@@ -85,6 +95,7 @@ impl State {
             dirs_moved_seq: 0,
             frozen: 0,
             rebase: None,
+            oldest_copied: None,
             n_orphan_pages: 0,
             tree,
         };
@@ -144,10 +155,18 @@ impl State {
         self.dirs_moved_seq
     }
 
-    /// The oldest commit whose operations hold bytes that a read may ask for. Takes time in proportion to the extents.
+    /// Once a base has been taken over: the oldest commit in it whose data a read may still ask for, because an
+    /// operation after the freeze copied a reference to it. An upper bound of what must be kept: the copy may be gone.
     #[must_use]
-    pub fn oldest_inline(&self) -> Option<u64> {
-        self.table.values().filter_map(|inode| inode.extents()?.oldest_inline()).min()
+    pub fn oldest_copied(&self) -> Option<u64> {
+        self.oldest_copied
+    }
+
+    /// How much differs from the base.
+    #[must_use]
+    pub fn changes(&self) -> Changes {
+        let n_gone = self.gone.len() + self.gone_before.len();
+        self.changes + Changes { names: n_gone, ..Changes::default() }
     }
 
     /// Attributes.
@@ -162,6 +181,12 @@ impl State {
     #[must_use]
     pub fn next_ino(&self) -> Ino {
         self.next_ino
+    }
+
+    /// How many inodes are in memory: those that differ from the base, and a bounded number of others.
+    #[must_use]
+    pub fn n_loaded(&self) -> usize {
+        self.table.len()
     }
 
     /// How many entries a directory in the table has; 0 for everything else.
@@ -184,7 +209,7 @@ impl State {
 
     /// The inodes of the base that have been dropped, in order.
     pub(crate) fn gone(&self) -> Vec<Ino> {
-        let mut gone: Vec<Ino> = self.gone.keys().copied().collect();
+        let mut gone: Vec<Ino> = self.gone.union(&self.gone_before).copied().collect();
         gone.sort_unstable();
         gone
     }

@@ -14,6 +14,7 @@ use remora_vfs::conformance;
 use remora_vfs::errno::Errno;
 use remora_vfs::filesystem::{Allocate, Caller, Filesystem, RenameMode, Seek, XattrMode};
 use remora_vfs::memfs::MemFs;
+use remora_volume::state::changes::Changes;
 use state_rig::Rig;
 
 const MIB: u64 = 1 << 20;
@@ -359,6 +360,7 @@ fn check_steps(steps: &[Step]) {
     pair.check();
     pair.rig.rebase(usize::MAX);
     pair.check();
+    assert_eq!(pair.rig.core().state.changes(), Changes::default(), "the base has everything");
     check_contents(&pair);
     pair.reopen();
     pair.check();

@@ -80,7 +80,7 @@ impl Directories {
             if let Some(overlay) = inode.overlay() {
                 let changes = self.changes.entry(inode.attr.ino).or_default();
                 for (_, slot) in overlay.iter_from(0) {
-                    changes.insert(slot.name.to_vec(), slot.ino);
+                    changes.insert(slot.name.to_vec(), slot.ino());
                 }
             }
             for (parent, name) in inode.names.iter() {

@@ -34,6 +34,11 @@ impl Payloads {
         Payloads::default()
     }
 
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.places.len()
+    }
+
     /// Adds the next commit.
     pub(crate) fn push(&mut self, seq: u64, payload: Payload) {
         if self.places.is_empty() {

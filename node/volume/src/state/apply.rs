@@ -3,11 +3,12 @@
 //! Every function here first sees to it that all it touches is in memory and that the operation fits, and only then
 //! changes anything: an operation is applied in full, or not at all.
 
-use remora_vfs::attr::{Ino, Timestamp};
+use remora_vfs::attr::Ino;
 
 use crate::inode::Inode;
 use crate::op::Op;
 use crate::state::State;
+use crate::state::changes::Changes;
 use crate::stop::Stop;
 
 /// What an operation brought about that its caller has to see to.
@@ -52,7 +53,7 @@ impl State {
             Op::Clone { src, src_offset, dst, dst_offset, len, time } => {
                 self.apply_clone(seq, (*src, *src_offset), (*dst, *dst_offset), *len, *time)
             }
-            Op::Drop { ino } => self.apply_drop(seq, *ino),
+            Op::Drop { ino } => self.apply_drop(*ino),
             Op::Checkpoint { .. } | Op::Start { .. } | Op::Members { .. } | Op::Snapshot { .. } => {
                 Ok(Applied::default())
             }
@@ -61,22 +62,17 @@ impl State {
         Ok(applied)
     }
 
-    /// An inode in the table, which is about to change: it is dirty from here on.
-    pub(super) fn change(&mut self, ino: Ino, seq: u64) -> Option<&mut Inode> {
+    /// Changes an inode, which is dirty from here on; `None` if it is not in the table.
+    pub(super) fn edit<T>(&mut self, ino: Ino, seq: u64, edit: impl FnOnce(&mut Inode) -> T) -> Option<T> {
         let inode = self.table.get_mut(&ino)?;
+        let before = Changes::of(inode);
         inode.seq = seq;
-        Some(inode)
+        let answer = edit(inode);
+        self.changes = self.changes + Changes::of(inode) - before;
+        Some(answer)
     }
 
-    /// A directory whose names change.
-    pub(super) fn change_dir(&mut self, ino: Ino, seq: u64, time: Timestamp) -> Option<&mut Inode> {
-        let inode = self.change(ino, seq)?;
-        inode.attr.mtime = time;
-        inode.attr.ctime = time;
-        Some(inode)
-    }
-
-    fn apply_drop(&mut self, seq: u64, ino: Ino) -> Result<Applied, Stop> {
+    fn apply_drop(&mut self, ino: Ino) -> Result<Applied, Stop> {
         if !self.orphans.contains(&ino) {
             return Err(Stop::Refused("drop of an inode that is not an orphan"));
         }
@@ -84,8 +80,9 @@ impl State {
         self.orphans.remove(&ino);
         self.handles.remove(&ino);
         if let Some(inode) = self.table.remove(&ino) {
+            self.changes = self.changes - Changes::of(&inode);
             if inode.born == 0 || inode.born <= self.frozen {
-                self.gone.insert(ino, seq);
+                self.gone.insert(ino);
             }
             self.stats.inodes = self.stats.inodes.saturating_sub(1);
             if inode.extents().is_some() {

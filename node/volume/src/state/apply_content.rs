@@ -21,14 +21,20 @@ impl State {
         if end > FILE_BYTES_MAX { Err(Stop::Refused("content beyond the largest file")) } else { Ok(()) }
     }
 
-    /// How many bytes in a range of a file in the table are data.
+    /// How many bytes in a range of a file in the table are data. Of a range to the end, the shorter side is counted:
+    /// emptying a sparse file must not take looking at all of it.
     fn data_at(&self, ino: Ino, start: u64, end: u64) -> Result<u64, Stop> {
         let Some(inode) = self.table.get(&ino) else { return Ok(0) };
+        let size = inode.attr.size;
         let is_new_end = inode.extents().is_some_and(Extents::is_empty) && inode.base.is_none();
-        if is_new_end || start >= inode.attr.size {
+        if is_new_end || start >= size {
             return Ok(0);
         }
-        self.data_in(inode, start, end.min(inode.attr.size))
+        if end >= size && start < size - start {
+            let before = if start > 0 { self.data_in(inode, 0, start)? } else { 0 };
+            return Ok(inode.data.saturating_sub(before));
+        }
+        self.data_in(inode, start, end.min(size))
     }
 
     /// Adds and takes data bytes of a file in the table.
@@ -55,14 +61,14 @@ impl State {
         let end = start.checked_add(len).ok_or(Stop::Refused("a range beyond all numbers"))?;
         self.check_file(ino, end)?;
         let removed = self.data_at(ino, start, end)?;
-        if let Some(inode) = self.change(ino, seq) {
+        self.edit(ino, seq, |inode| {
             inode.attr.size = inode.attr.size.max(end);
             inode.attr.mtime = time;
             inode.attr.ctime = time;
             if let Body::File(extents) = &mut inode.body {
                 extents.insert(start, len, seq, source);
             }
-        }
+        });
         self.count_data(ino, len, removed);
         Ok(Applied::default())
     }
@@ -109,12 +115,12 @@ impl State {
         let end = start.saturating_add(len).min(size);
         let removed = if start < end { self.data_at(ino, start, end)? } else { 0 };
         let frozen = self.frozen;
-        if let Some(inode) = self.change(ino, seq) {
+        self.edit(ino, seq, |inode| {
             inode.attr.size = size;
             inode.attr.mtime = time;
             inode.attr.ctime = time;
             mask(inode, start, end, seq, frozen);
-        }
+        });
         self.count_data(ino, 0, removed);
         Ok(Applied::default())
     }
@@ -140,7 +146,8 @@ impl State {
         let removed = self.data_at(dst.0, dst.1, dst_end)?;
         let added = self.data_at(src.0, src.1, src_end)?;
         let parts = sources_of(self.loaded(src.0)?, src.1, src_end);
-        if let Some(inode) = self.change(dst.0, seq) {
+        self.note_copied(&parts);
+        self.edit(dst.0, seq, |inode| {
             inode.attr.size = inode.attr.size.max(dst_end);
             inode.attr.mtime = time;
             inode.attr.ctime = time;
@@ -149,9 +156,18 @@ impl State {
                     extents.insert(start - src.1 + dst.1, len, seq, source);
                 }
             }
-        }
+        });
         self.count_data(dst.0, added, removed);
         Ok(Applied::default())
+    }
+
+    /// Remembers which commits must stay readable although a base may come to contain them.
+    fn note_copied(&mut self, parts: &[(u64, u64, ExtentSource)]) {
+        for (_, _, source) in parts {
+            if let ExtentSource::Inline { seq, .. } = source {
+                self.oldest_copied = Some(self.oldest_copied.map_or(*seq, |oldest| oldest.min(*seq)));
+            }
+        }
     }
 
     pub(super) fn apply_set_attr(&mut self, seq: u64, op: &Op<'_>) -> Result<Applied, Stop> {
@@ -166,7 +182,7 @@ impl State {
             removed = if size < old_size { self.data_at(ino, size, old_size)? } else { 0 };
         }
         let frozen = self.frozen;
-        if let Some(inode) = self.change(ino, seq) {
+        self.edit(ino, seq, |inode| {
             let attr = &mut inode.attr;
             attr.mode = mode.map_or(attr.mode, |mode| mode & 0o7777);
             attr.uid = uid.unwrap_or(attr.uid);
@@ -178,7 +194,7 @@ impl State {
                 let old_size = std::mem::replace(&mut attr.size, size);
                 mask(inode, size, old_size, seq, frozen);
             }
-        }
+        });
         self.count_data(ino, 0, removed);
         Ok(Applied::default())
     }
@@ -195,13 +211,13 @@ impl State {
         if value.is_none() && !has {
             return Err(Stop::Refused("a removed attribute that is not there"));
         }
-        if let Some(inode) = self.change(ino, seq) {
+        self.edit(ino, seq, |inode| {
             inode.attr.ctime = time;
             match value {
                 Some(value) => inode.xattrs.set(name, value),
                 None => inode.xattrs.remove(name),
             }
-        }
+        });
         Ok(Applied::default())
     }
 }

@@ -9,6 +9,7 @@ use crate::inomap::LINKS_MAX;
 use crate::op::Op;
 use crate::state::State;
 use crate::state::apply::Applied;
+use crate::state::changes::Changes;
 use crate::stop::Stop;
 
 /// A name and its directory.
@@ -28,35 +29,37 @@ impl State {
     /// Lets a name lead to an inode, in a directory that is in the table.
     fn put_name(&mut self, seq: u64, place: Place<'_>, ino: Ino, replaces: bool, time: Timestamp) {
         let frozen = self.frozen;
-        if let Some(dir) = self.change_dir(place.0, seq, time) {
+        self.edit(place.0, seq, |dir| {
+            touch(dir, time);
             if !replaces {
                 dir.data += 1;
             }
             if let Body::Directory(overlay) = &mut dir.body {
                 overlay.set(name_hash(place.1), place.1, ino, seq, frozen, replaces);
             }
-        }
+        });
     }
 
     /// Takes a name away, in a directory that is in the table.
     fn take_name(&mut self, seq: u64, place: Place<'_>, time: Timestamp) {
         let frozen = self.frozen;
-        if let Some(dir) = self.change_dir(place.0, seq, time) {
+        self.edit(place.0, seq, |dir| {
+            touch(dir, time);
             dir.data = dir.data.saturating_sub(1);
             if let Body::Directory(overlay) = &mut dir.body {
                 overlay.clear(name_hash(place.1), place.1, seq, frozen);
             }
-        }
+        });
     }
 
     /// Counts a subdirectory of a directory in the table in or out.
     fn count_subdir(&mut self, parent: Ino, seq: u64, is_added: bool) {
-        if let Some(dir) = self.change(parent, seq) {
+        self.edit(parent, seq, |dir| {
             dir.attr.nlink = match is_added {
                 true => dir.attr.nlink.saturating_add(1),
                 false => dir.attr.nlink.saturating_sub(1),
             };
-        }
+        });
     }
 
     pub(super) fn apply_make(&mut self, seq: u64, op: &Op<'_>) -> Result<Applied, Stop> {
@@ -87,6 +90,7 @@ impl State {
         };
         let mut inode = Inode::new(attr, target, seq);
         inode.names = Names::One(parent, name.into());
+        self.changes = self.changes + Changes::of(&inode);
         self.table.insert(ino, Box::new(inode));
         self.next_ino = ino + 1;
         self.stats.inodes += 1;
@@ -112,11 +116,11 @@ impl State {
         if self.find(place.0, place.1)?.is_some() {
             return Err(Stop::Refused("a link under a name that exists"));
         }
-        if let Some(inode) = self.change(ino, seq) {
+        self.edit(ino, seq, |inode| {
             inode.names.add(place.0, place.1);
             inode.attr.nlink += 1;
             inode.attr.ctime = time;
-        }
+        });
         self.put_name(seq, place, ino, false, time);
         Ok(Applied::default())
     }
@@ -142,12 +146,13 @@ impl State {
 
     /// An inode in the table loses a name; answers it if that leaves an orphan that nobody holds.
     fn lose_name(&mut self, seq: u64, ino: Ino, place: Place<'_>, time: Timestamp) -> Option<Ino> {
-        let inode = self.change(ino, seq)?;
-        inode.names.remove(place.0, place.1);
-        inode.attr.ctime = time;
-        let is_dir = inode.attr.kind == Kind::Directory;
-        inode.attr.nlink = if is_dir { 0 } else { inode.attr.nlink.saturating_sub(1) };
-        let is_orphan = inode.attr.nlink == 0;
+        let (is_dir, is_orphan) = self.edit(ino, seq, |inode| {
+            inode.names.remove(place.0, place.1);
+            inode.attr.ctime = time;
+            let is_dir = inode.attr.kind == Kind::Directory;
+            inode.attr.nlink = if is_dir { 0 } else { inode.attr.nlink.saturating_sub(1) };
+            (is_dir, inode.attr.nlink == 0)
+        })?;
         if is_dir {
             self.count_subdir(place.0, seq, false);
         }
@@ -237,11 +242,13 @@ impl State {
     }
 
     fn move_name(&mut self, seq: u64, ino: Ino, from: Place<'_>, to: Place<'_>, time: Timestamp) {
-        let Some(inode) = self.change(ino, seq) else { return };
-        inode.names.remove(from.0, from.1);
-        inode.names.add(to.0, to.1);
-        inode.attr.ctime = time;
-        if inode.attr.kind == Kind::Directory {
+        let is_dir = self.edit(ino, seq, |inode| {
+            inode.names.remove(from.0, from.1);
+            inode.names.add(to.0, to.1);
+            inode.attr.ctime = time;
+            inode.attr.kind == Kind::Directory
+        });
+        if is_dir == Some(true) {
             self.dirs_moved_seq = seq;
         }
     }
@@ -260,4 +267,10 @@ impl State {
         }
         Ok(top == ROOT_INO)
     }
+}
+
+/// The names of a directory have changed.
+fn touch(dir: &mut Inode, time: Timestamp) {
+    dir.attr.mtime = time;
+    dir.attr.ctime = time;
 }

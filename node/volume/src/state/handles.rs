@@ -7,10 +7,10 @@ use remora_vfs::attr::Ino;
 
 use crate::state::State;
 
-/// The holders of one inode.
+/// The holders of one inode. A count that has reached its end stays there: what cannot be counted is not let go.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Handles {
-    refs: u64,
+    refs: u32,
     opens: u32,
 }
 
@@ -18,13 +18,18 @@ impl State {
     /// Adds references to an inode that has just been answered.
     pub fn reference(&mut self, ino: Ino, n: u64) {
         let handles = self.handles.entry(ino).or_default();
-        handles.refs = handles.refs.saturating_add(n);
+        handles.refs = handles.refs.saturating_add(u32::try_from(n).unwrap_or(u32::MAX));
     }
 
     /// Takes references back; true: the inode is an orphan that nobody holds any more, to be dropped by `Op::Drop`.
     #[must_use]
     pub fn forget(&mut self, ino: Ino, n: u64) -> bool {
-        self.let_go(ino, |handles| handles.refs = handles.refs.saturating_sub(n))
+        let n = u32::try_from(n).unwrap_or(u32::MAX);
+        self.let_go(ino, |handles| {
+            if handles.refs != u32::MAX {
+                handles.refs = handles.refs.saturating_sub(n);
+            }
+        })
     }
 
     /// Adds an open file.

@@ -14,6 +14,9 @@ use crate::tree::decode_orphan_page;
 /// Directories above one another at most; more is a loop in a damaged tree.
 const PATH_DEPTH_MAX: usize = 1 << 20;
 
+/// Clean inodes looked at for eviction at a time: far more than one step brings in, even if all of them were used.
+const TRIM_MAX: usize = 1024;
+
 impl State {
     /// Reads what has to be known before the first question: the orphans of the base.
     ///
@@ -57,7 +60,7 @@ impl State {
                 path.pop();
                 continue;
             }
-            if self.gone.contains_key(&wanted) || wanted >= self.next_ino {
+            if self.is_gone(wanted) || wanted >= self.next_ino {
                 return Err(Errno::ESTALE.into());
             }
             let names = self.base_names(wanted)?;
@@ -78,6 +81,10 @@ impl State {
             }
         }
         Ok(())
+    }
+
+    fn is_gone(&self, ino: Ino) -> bool {
+        self.gone.contains(&ino) || self.gone_before.contains(&ino)
     }
 
     /// The names that the base has for an inode; empty if it has none.
@@ -124,7 +131,7 @@ impl State {
     /// Evicts clean inodes that have not been used for long, if there are too many.
     pub(super) fn trim(&mut self) {
         let mut n_seen = 0;
-        while self.clean.len() > CLEAN_INODES_MAX && n_seen < 128 {
+        while self.clean.len() > CLEAN_INODES_MAX && n_seen < TRIM_MAX {
             n_seen += 1;
             let Some(ino) = self.clean.pop_front() else { return };
             let Some(inode) = self.table.get_mut(&ino) else { continue };

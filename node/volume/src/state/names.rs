@@ -54,7 +54,7 @@ impl State {
         if !overlay.is_empty()
             && let Some(slot) = overlay.get(name_hash(name), name)
         {
-            let Some(ino) = slot.ino else { return Ok(None) };
+            let Some(ino) = slot.ino() else { return Ok(None) };
             self.ensure(ino)?;
             return Ok(Some(ino));
         }
@@ -143,7 +143,7 @@ impl State {
                 break;
             }
             (last, n_scanned) = (cookie, n_scanned + 1);
-            if let Some(child) = slot.ino {
+            if let Some(child) = slot.ino() {
                 named.push(Named { hash, name: slot.name.to_vec(), ino: child });
             }
         }

@@ -14,8 +14,10 @@ use std::sync::Arc;
 use remora_vfs::attr::Ino;
 
 use crate::derive::Derived;
+use crate::fasthash::FastSet;
 use crate::inode::{Base, Body};
 use crate::state::State;
+use crate::state::changes::Changes;
 use crate::stop::Stop;
 
 /// A change of base that is under way.
@@ -26,6 +28,8 @@ pub(crate) struct Rebase {
     changed: Arc<[(Ino, Changed)]>,
     /// How many of them are done.
     n_done: usize,
+    /// Where the changed ranges or names of the next one are still to be looked at.
+    from: u64,
 }
 
 /// The content of an inode in the new base.
@@ -59,6 +63,14 @@ impl State {
             return Err(Stop::Refused("a freeze while another tree is being derived"));
         }
         self.frozen = upto;
+        self.oldest_copied = None;
+        // Nothing is left from before, unless the last derivation was given up.
+        let gone = std::mem::take(&mut self.gone);
+        if self.gone_before.is_empty() {
+            self.gone_before = gone;
+        } else {
+            self.gone_before.extend(gone);
+        }
         Ok(())
     }
 
@@ -69,8 +81,8 @@ impl State {
         }
     }
 
-    /// Takes over a derived tree, `max_items` inodes a call; answers whether it is done. The calls after the first are
-    /// given the same arguments.
+    /// Takes over a derived tree, about `max_items` inodes, names and ranges a call; answers whether it is done. The
+    /// calls after the first are given the same arguments.
     ///
     /// # Errors
     /// [`Stop::Refused`] if the state was not frozen at `upto`.
@@ -82,45 +94,60 @@ impl State {
             self.tree = derived.tree.clone();
             self.tree_cid = derived.tree_cid;
             self.n_orphan_pages = self.tree.orphans.len();
-            self.rebase = Some(Rebase { upto, changed: Arc::clone(&derived.changed), n_done: 0 });
+            self.rebase = Some(Rebase { upto, changed: Arc::clone(&derived.changed), n_done: 0, from: 0 });
         }
-        for _ in 0..max_items {
-            let Some(rebase) = &mut self.rebase else { return Ok(true) };
+        let mut n_items = 0;
+        while n_items < max_items {
+            let Some(rebase) = &self.rebase else { return Ok(true) };
+            let from = rebase.from;
             let Some((ino, changed)) = rebase.changed.get(rebase.n_done).copied() else {
                 self.frozen = 0;
                 self.rebase = None;
-                self.gone.retain(|_, seq| *seq > upto);
+                self.gone_before = FastSet::default();
                 return Ok(true);
             };
-            rebase.n_done += 1;
-            self.rebase_one(ino, &changed, upto);
+            let n_max = max_items - n_items;
+            let next = self.rebase_part(ino, &changed, upto, (from, n_max));
+            n_items += if next.is_some() { n_max } else { 1 };
+            if let Some(rebase) = &mut self.rebase {
+                rebase.from = next.unwrap_or(0);
+                rebase.n_done += usize::from(next.is_none());
+            }
         }
+        self.trim();
         Ok(false)
     }
 
-    fn rebase_one(&mut self, ino: Ino, changed: &Changed, upto: u64) {
-        let Some(inode) = self.table.get_mut(&ino) else { return };
+    /// Moves one inode onto the new base: of its changes, `part.1` from `part.0` on. Answers where to go on; `None`: that
+    /// was all. In between, what is left of the old changes says what the new base says.
+    fn rebase_part(&mut self, ino: Ino, changed: &Changed, upto: u64, part: (u64, usize)) -> Option<u64> {
+        let inode = self.table.get_mut(&ino)?;
+        let before = Changes::of(inode);
         inode.base = Some(Box::new(changed.base));
-        match &mut inode.body {
-            Body::File(extents) => extents.forget_upto(upto),
-            Body::Directory(overlay) => overlay.forget_upto(upto),
-            Body::Symlink(_) | Body::Special => {}
+        let next = match &mut inode.body {
+            Body::File(extents) => extents.forget_upto(upto, part.0, part.1),
+            Body::Directory(overlay) => overlay.forget_upto(upto, part.0, part.1),
+            Body::Symlink(_) | Body::Special => None,
+        };
+        if next.is_none() {
+            if inode.born <= upto {
+                inode.born = 0;
+            }
+            if inode.seq <= upto {
+                let was_dirty = std::mem::take(&mut inode.seq) != 0;
+                if matches!(inode.body, Body::File(_)) {
+                    let data = inode.data;
+                    inode.set_data(changed.data);
+                    self.stats.bytes = (self.stats.bytes + changed.data).saturating_sub(data);
+                }
+                if was_dirty {
+                    inode.is_used = false;
+                    self.clean.push_back(ino);
+                }
+            }
         }
-        if inode.born <= upto {
-            inode.born = 0;
-        }
-        if inode.seq > upto {
-            return;
-        }
-        let was_dirty = std::mem::take(&mut inode.seq) != 0;
-        if matches!(inode.body, Body::File(_)) {
-            let before = inode.data;
-            inode.set_data(changed.data);
-            self.stats.bytes = (self.stats.bytes + changed.data).saturating_sub(before);
-        }
-        if was_dirty {
-            self.clean.push_back(ino);
-        }
+        self.changes = self.changes + Changes::of(inode) - before;
+        next
     }
 
     /// The commit up to which the base being taken over reaches, while that goes on.

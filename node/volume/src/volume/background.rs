@@ -30,6 +30,11 @@ const CHECKPOINT_TAIL_MIN: u64 = 256 << 20;
 /// While busy, the tail must also be this part of the volume.
 const CHECKPOINT_TAIL_FRACTION: u64 = 8;
 
+/// More commits than this since the base, and a checkpoint is due: the place of each is kept in memory.
+const CHECKPOINT_COMMITS: usize = 512 << 10;
+/// How long a checkpoint that failed is left alone.
+const CHECKPOINT_PAUSE: Duration = Duration::from_secs(30);
+
 /// What is due.
 enum Task {
     /// End the thread.
@@ -76,7 +81,7 @@ fn start_checkpoint(shared: &Arc<Shared>) {
     let thread = Builder::new().name("checkpoint".to_owned()).spawn(move || shared_too.try_checkpoint());
     if let Err(error) = thread {
         tracing::warn!(%error, "cannot start a checkpoint");
-        shared.checkpoint_ended();
+        shared.checkpoint_ended(&mut shared.core.lock());
     }
 }
 
@@ -143,9 +148,36 @@ impl Shared {
         if core.wish.is_checkpointing || tail == 0 || core.journal.durable() <= core.journal.base().1 {
             return false;
         }
+        if core.wish.no_checkpoint_before.is_some_and(|at| now < at) {
+            return false;
+        }
         let is_idle = now.saturating_sub(core.journal.touched()) >= CHECKPOINT_IDLE;
         let is_long = tail >= CHECKPOINT_TAIL_MIN.max(core.state.stats().bytes / CHECKPOINT_TAIL_FRACTION);
-        is_long || (is_idle && core.journal.has_changed_since_base())
+        let is_large = core.state.changes().reaches(&self.changes_max, 1)
+            || core.journal.n_commits() >= CHECKPOINT_COMMITS;
+        is_long || is_large || (is_idle && core.journal.has_changed_since_base())
+    }
+
+    /// A checkpoint in the background: what goes wrong is logged, and tried again later.
+    fn try_checkpoint(&self) {
+        let made = self.make_checkpoint();
+        let mut core = self.core.lock();
+        let now = self.clock.elapsed();
+        core.wish.no_checkpoint_before = made.is_err().then(|| now + CHECKPOINT_PAUSE);
+        self.checkpoint_ended(&mut core);
+        drop(core);
+        if let Err(error) = made {
+            tracing::warn!(%error, "no checkpoint");
+        }
+    }
+
+    /// Another checkpoint may be started.
+    fn checkpoint_ended(&self, core: &mut Core) {
+        core.wish.is_checkpointing = false;
+        core.journal.touch(self.clock.elapsed());
+        self.look_at_changes(core);
+        self.eased.notify_all();
+        self.wake.notify_one();
     }
 
     /// How long nothing can become due; `None` until something is changed.
@@ -155,7 +187,9 @@ impl Shared {
         let cut = opened.map(|at| (at + CUT_AGE).saturating_sub(now));
         let sync = unsynced.map(|at| (at + SYNC_AGE).saturating_sub(now));
         let idle = (!core.wish.is_checkpointing && core.journal.has_changed_since_base())
-            .then(|| (core.journal.touched() + CHECKPOINT_IDLE).saturating_sub(now));
+            .then(|| core.journal.touched() + CHECKPOINT_IDLE)
+            .map(|at| core.wish.no_checkpoint_before.map_or(at, |not_before| not_before.max(at)))
+            .map(|at| at.saturating_sub(now));
         // Whoever holds the pen may take longer than what is due; look again soon, not at once.
         let soonest = [run, cut, sync, idle].into_iter().flatten().min()?;
         Some(soonest.max(Duration::from_millis(5)))

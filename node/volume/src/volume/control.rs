@@ -1,6 +1,6 @@
 //! Opening, describing and ending a volume.
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -52,9 +52,13 @@ impl Shared {
             clock: options.clock,
             space: options.space,
             reserve_bytes: options.reserve_bytes,
+            changes_max: options.changes_max,
             has_background: options.background,
             unlooked_bytes: AtomicU64::new(0),
             checkpoint: Mutex::new(()),
+            eased: Condvar::new(),
+            is_outrun: AtomicBool::new(false),
+            n_slowed: AtomicU64::new(0),
         };
         for ino in orphans {
             let dropped = shared.with_blocks(|core| shared.record(core, &Op::Drop { ino }));
@@ -76,6 +80,8 @@ impl Shared {
             base_seq,
             pending_bytes: core.journal.unsynced_weight(),
             tail_bytes: core.journal.tail_bytes(),
+            changes: core.state.changes(),
+            n_slowed: self.n_slowed.load(Ordering::Relaxed),
             inodes: stats.inodes,
             bytes: stats.bytes,
             failed: core.journal.failure().map(str::to_owned),

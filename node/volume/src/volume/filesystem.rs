@@ -11,8 +11,10 @@ use crate::stop::Stop;
 use crate::volume::Volume;
 use crate::volume::mutate::SMALL_BYTES;
 
-/// Entries of a directory taken from the state at once: bounds how long its lock is held.
-const LIST_MAX: usize = 256;
+/// Entries of a directory taken from the state at once, first and then: few, for a reader with a small buffer comes back
+/// for every page of it, and not too many, which bounds how long the state's lock is held.
+const LIST_FIRST: usize = 40;
+const LIST_NEXT: usize = 256;
 
 /// Bytes of the unit of `statfs`.
 const UNIT_BYTES: u64 = 4096;
@@ -57,7 +59,7 @@ impl Filesystem for Volume {
         mode: u16,
         now: Timestamp,
     ) -> Reply<Attr> {
-        self.shared.check_space(SMALL_BYTES)?;
+        self.shared.admit(SMALL_BYTES)?;
         self.shared.change(
             |state| state.plan_make(caller, (parent, name), node, mode, now).map(Some),
             |state, op| match op {
@@ -68,7 +70,7 @@ impl Filesystem for Volume {
     }
 
     fn link(&self, ino: Ino, parent: Ino, name: &[u8], now: Timestamp) -> Reply<Attr> {
-        self.shared.check_space(SMALL_BYTES)?;
+        self.shared.admit(SMALL_BYTES)?;
         self.shared.change(
             |state| state.plan_link(ino, parent, name, now).map(Some),
             |state, _| referenced(state, ino),
@@ -113,7 +115,7 @@ impl Filesystem for Volume {
 
     fn allocate(&self, ino: Ino, how: Allocate, offset: u64, len: u64, now: Timestamp) -> Reply<()> {
         if how != Allocate::Punch {
-            self.shared.check_space(SMALL_BYTES)?;
+            self.shared.admit(SMALL_BYTES)?;
         }
         self.shared.change(|state| state.plan_allocate(ino, how, offset, len, now).map(Some), |_, _| Ok(()))
     }
@@ -124,7 +126,7 @@ impl Filesystem for Volume {
     }
 
     fn copy_range(&self, from: (Ino, u64), to: (Ino, u64), len: u64, now: Timestamp) -> Reply<u64> {
-        self.shared.check_space(SMALL_BYTES)?;
+        self.shared.admit(SMALL_BYTES)?;
         drop(self.shared.settled(from.0));
         self.shared.change(
             |state| Ok(state.plan_clone(from, to, len, now)?.map(|(op, _)| op)),
@@ -139,9 +141,10 @@ impl Filesystem for Volume {
         if !self.shared.core.lock().runs.is_empty() {
             self.shared.settle_all()?;
         }
-        let mut cookie = cookie;
+        let (mut cookie, mut max) = (cookie, LIST_FIRST);
         loop {
-            let listing = self.shared.ask(|state| state.readdir(ino, cookie, LIST_MAX))?;
+            let listing = self.shared.ask(|state| state.readdir(ino, cookie, max))?;
+            max = LIST_NEXT;
             for entry in &listing.entries {
                 if !emit(entry) {
                     return Ok(());
@@ -172,7 +175,7 @@ impl Filesystem for Volume {
     }
 
     fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], mode: XattrMode, now: Timestamp) -> Reply<()> {
-        self.shared.check_space(SMALL_BYTES + value.len() as u64)?;
+        self.shared.admit(SMALL_BYTES + value.len() as u64)?;
         self.shared.change(|state| state.plan_setxattr(ino, name, value, mode, now).map(Some), |_, _| Ok(()))
     }
 

@@ -5,6 +5,7 @@
 
 use parking_lot::MutexGuard;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use cid::Cid;
 
@@ -27,6 +28,13 @@ const FETCHES_MAX: usize = 4096;
 
 /// More unsynced bytes than this, and the writer waits for a sync.
 const UNSYNCED_BYTES_MAX: u64 = 32 << 20;
+
+/// At so many times the changes at which a checkpoint is due, writers are slowed down.
+const OUTRUN_TIMES: usize = 3;
+
+/// How long a writer waits then, at most. It is a brake, not a gate: a checkpoint that takes long, or that needs
+/// keepers that are away, stops nobody.
+const SLOWED: Duration = Duration::from_millis(5);
 
 /// What an operation that makes something small is taken to need on disk, in bytes.
 pub(crate) const SMALL_BYTES: u64 = 4096;
@@ -115,6 +123,7 @@ impl Shared {
             |ops| op.encode(ops).data_offset,
             |seq, data_offset| state.apply(seq, data_offset, op),
         )?;
+        self.look_at_changes(core);
         if core.wish.is_parked {
             core.wish.is_parked = false;
             self.wake.notify_one();
@@ -173,8 +182,32 @@ impl Shared {
         self.flush_until(seq)
     }
 
+    /// Before something that takes memory and disk: `ENOSPC` if `bytes` more would touch the reserve. Waits a moment if
+    /// checkpoints do not keep up with writers. The caller holds no lock.
+    pub(crate) fn admit(&self, bytes: u64) -> Reply<()> {
+        self.slow_down();
+        self.check_space(bytes)
+    }
+
+    fn slow_down(&self) {
+        if !self.is_outrun.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut core = self.core.lock();
+        if core.wish.is_checkpointing {
+            self.n_slowed.fetch_add(1, Ordering::Relaxed);
+            self.eased.wait_for(&mut core, SLOWED);
+        }
+    }
+
+    /// Notes whether checkpoints keep up.
+    pub(crate) fn look_at_changes(&self, core: &Core) {
+        let is_outrun = core.state.changes().reaches(&self.changes_max, OUTRUN_TIMES);
+        self.is_outrun.store(is_outrun, Ordering::Relaxed);
+    }
+
     /// `ENOSPC` if writing `bytes` would touch the reserve.
-    pub(crate) fn check_space(&self, bytes: u64) -> Reply<()> {
+    fn check_space(&self, bytes: u64) -> Reply<()> {
         let take = |left: u64| left.checked_sub(bytes);
         if self.unlooked_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok() {
             return Ok(());

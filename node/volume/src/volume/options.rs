@@ -10,6 +10,11 @@ use crate::clock::{Clock, SystemClock};
 use crate::commit::{Digest, Tip};
 use crate::journal::blocks::BlockStore;
 use crate::journal::durability::{Durability, NoReplicas, Replicator};
+use crate::state::changes::Changes;
+
+/// How much may differ from the base before a checkpoint is due, when nothing else is said: some 30 MiB of inodes or of
+/// names. Ranges cost less, and a tree that many of them lead into costs more to derive.
+pub const CHANGES_MAX: Changes = Changes { inodes: 64 << 10, names: 256 << 10, ranges: 1 << 20 };
 
 /// Bytes of the disk that holds the store.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -58,6 +63,8 @@ pub struct VolumeOptions {
     pub space: Arc<dyn Fn() -> Space + Send + Sync>,
     /// Below this many free bytes nothing new is written; `None` for the larger of 256 MiB and 5 %.
     pub reserve_bytes: Option<u64>,
+    /// How much may differ from the base before a checkpoint is due; at several times that, writers are slowed down.
+    pub changes_max: Changes,
     /// Whether threads of the volume cut, sync and checkpoint by themselves. Without, only calls do.
     pub background: bool,
 }
@@ -78,6 +85,7 @@ impl VolumeOptions {
             clock: Arc::new(SystemClock::default()),
             space: Arc::new(|| Space { total: u64::MAX / 2, free: u64::MAX / 2 }),
             reserve_bytes: None,
+            changes_max: CHANGES_MAX,
             background: true,
         }
     }
@@ -111,6 +119,10 @@ pub struct VolumeStatus {
     pub pending_bytes: u64,
     /// Bytes of ops since `base_seq`.
     pub tail_bytes: u64,
+    /// What differs from `base` and is therefore kept in memory.
+    pub changes: Changes,
+    /// How often a writer was slowed down because checkpoints could not keep up.
+    pub n_slowed: u64,
     /// Inodes in use.
     pub inodes: u64,
     /// Bytes of file content.

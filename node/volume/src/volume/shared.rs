@@ -5,7 +5,7 @@
 //! the core waits for the pen.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
@@ -18,6 +18,7 @@ use crate::journal::Journal;
 use crate::journal::blocks::BlockStore;
 use crate::journal::durability::Replicator;
 use crate::state::State;
+use crate::state::changes::Changes;
 use crate::volume::options::Space;
 
 /// What the lock guards.
@@ -41,6 +42,8 @@ pub(crate) struct Wish {
     pub(crate) pause_until: Option<Duration>,
     /// A checkpoint is being made.
     pub(crate) is_checkpointing: bool,
+    /// A checkpoint that failed is not tried again before.
+    pub(crate) no_checkpoint_before: Option<Duration>,
     /// End.
     pub(crate) stop: bool,
     /// The thread sleeps until it is told: nothing is dirty.
@@ -62,11 +65,19 @@ pub(crate) struct Shared {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) space: Arc<dyn Fn() -> Space + Send + Sync>,
     pub(crate) reserve_bytes: Option<u64>,
+    /// More changes than this and a checkpoint is due.
+    pub(crate) changes_max: Changes,
     pub(crate) has_background: bool,
     /// Bytes that may be written before the next look.
     pub(crate) unlooked_bytes: AtomicU64,
     /// Held while a checkpoint is made: there is one at a time.
     pub(crate) checkpoint: Mutex<()>,
+    /// A checkpoint is over.
+    pub(crate) eased: Condvar,
+    /// There are far more changes than there should be: writers wait a little, if a checkpoint is being made.
+    pub(crate) is_outrun: AtomicBool,
+    /// How often one did.
+    pub(crate) n_slowed: AtomicU64,
 }
 
 /// The reserve when none is given: the larger of these.

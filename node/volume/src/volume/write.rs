@@ -27,7 +27,7 @@ impl Shared {
     pub(crate) fn write(&self, ino: Ino, offset: u64, data: &[u8], now: Timestamp) -> Reply<()> {
         let end = offset.checked_add(data.len() as u64).filter(|end| *end <= FILE_BYTES_MAX);
         end.ok_or(Errno::EFBIG)?;
-        self.check_space(data.len() as u64)?;
+        self.admit(data.len() as u64)?;
         let mut at = 0;
         while at < data.len() {
             at += self.write_some(ino, offset + at as u64, &data[at..], now)?;

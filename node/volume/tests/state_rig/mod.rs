@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
 use bytes::Bytes;
@@ -41,6 +42,7 @@ pub struct Core {
 
 pub struct Rig {
     pub blocks: MemBlocks,
+    n_supplied: AtomicUsize,
     core: Mutex<Core>,
 }
 
@@ -74,7 +76,7 @@ impl Rig {
         }
         let state = Rig::open_state(&blocks, &tree);
         let core = Core { state, log: Log::default(), seq: 1, base: tree, base_seq: 0, rebase: None };
-        Rig { blocks, core: Mutex::new(core) }
+        Rig { blocks, n_supplied: AtomicUsize::new(0), core: Mutex::new(core) }
     }
 
     fn open_state(blocks: &MemBlocks, tree: &Tree) -> State {
@@ -93,10 +95,21 @@ impl Rig {
         ask(&self.blocks, &mut self.core().state, question).map_err(|stop| errno(&stop))
     }
 
+    /// Blocks that planned operations needed so far.
+    pub fn n_supplied(&self) -> usize {
+        self.n_supplied.load(Ordering::Relaxed)
+    }
+
     /// Plans and applies one operation.
     fn run<'a>(&self, mut plan: impl FnMut(&mut State) -> Result<Option<Op<'a>>, Stop>) -> Reply<()> {
         let mut core = self.core();
-        let planned = ask(&self.blocks, &mut core.state, &mut plan).map_err(|stop| errno(&stop))?;
+        let counted = |state: &mut State| {
+            plan(state).inspect_err(|stop| {
+                let is_need = matches!(stop, Stop::Need(_));
+                self.n_supplied.fetch_add(usize::from(is_need), Ordering::Relaxed);
+            })
+        };
+        let planned = ask(&self.blocks, &mut core.state, counted).map_err(|stop| errno(&stop))?;
         match planned {
             Some(op) => self.commit(&mut core, &op),
             None => Ok(()),
@@ -107,7 +120,12 @@ impl Rig {
         let seq = core.seq;
         let batch = core.log.0.entry(seq).or_default();
         let at = op.encode(batch);
-        let applied = ask(&self.blocks, &mut core.state, |state| state.apply(seq, at.data_offset, op));
+        let applied = ask(&self.blocks, &mut core.state, |state| {
+            let applied = state.apply(seq, at.data_offset, op);
+            let is_need = matches!(applied, Err(Stop::Need(_)));
+            self.n_supplied.fetch_add(usize::from(is_need), Ordering::Relaxed);
+            applied
+        });
         let applied = applied.expect("a planned operation applies");
         if let Some(ino) = applied.orphaned {
             self.commit(core, &Op::Drop { ino })?;
@@ -181,7 +199,7 @@ impl Rig {
         let is_done = core.state.rebase(&derived, upto, max_items).unwrap();
         if is_done {
             (core.base, core.base_seq) = (derived.tree, upto);
-            let oldest = core.state.oldest_inline().unwrap_or(u64::MAX).min(upto + 1);
+            let oldest = core.state.oldest_copied().unwrap_or(u64::MAX).min(upto + 1);
             core.log.0.retain(|seq, _| *seq >= oldest);
         } else {
             core.rebase = Some((derived, upto));
