@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use remora_cluster::config::{Config, Durability};
+use remora_cluster::identity::PeerId;
 use remora_cluster::registry::entry::{Holder, Key};
 use remora_cluster::tip::{Term, Tip};
 use remora_cluster::volume_record::VolumeRecord;
@@ -132,7 +133,7 @@ impl Writing {
     }
 
     /// Tells the cluster who holds the volume, and who keeps it: hints, so a failure costs nothing but time.
-    fn announce(&self, record: &VolumeRecord, keepers: &[remora_cluster::identity::PeerId]) {
+    fn announce(&self, record: &VolumeRecord, keepers: &[PeerId]) {
         let members = self.keepers.members();
         let holder =
             Holder { writer: Some(members.me()), since_unix_ms: self.since_unix_ms, term: self.term.0 };
@@ -227,10 +228,7 @@ fn open_at(
         base,
     );
     options.size_limit = record.size_limit;
-    options.durability = match config.durability {
-        Durability::Local => Rule::Local,
-        Durability::Quorum => Rule::Quorum,
-    };
+    options.durability = rule(config, keepers.members().me());
     options.replicator = Arc::clone(bell) as _;
     options.reserve_bytes = Some(limits.reserve_bytes);
     options.space = Arc::new(move || {
@@ -239,6 +237,14 @@ fn open_at(
     let volume = Volume::open(options)
         .map_err(|e| Failure::new(Code::Damaged, format!("open volume {}: {}", record.name, chain(&e))))?;
     Ok(Arc::new(volume))
+}
+
+/// What an fsync on this host waits for: where nobody else keeps the volume, for nobody's word.
+fn rule(config: &Config, me: PeerId) -> Rule {
+    match config.durability {
+        Durability::Quorum if config.voters().iter().any(|peer| *peer != me) => Rule::Quorum,
+        Durability::Quorum | Durability::Local => Rule::Local,
+    }
 }
 
 /// Commits START and waits until it is on this host's disk.
@@ -261,4 +267,22 @@ fn commit_start(kept: &Kept, volume: &Arc<Volume>, term: Term, config: &Config) 
         std::thread::sleep(Duration::from_micros(200));
     }
     tip_at(kept.log(), seq).ok_or_else(|| Failure::failed("begin the term: the commit is not in the log"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Rule, rule};
+    use remora_cluster::config::{Config, Durability};
+    use remora_cluster::identity::PeerId;
+
+    #[test]
+    fn with_one_keeper_an_fsync_waits_for_nobody() {
+        let (me, other) = (PeerId([1; 32]), PeerId([2; 32]));
+        let under =
+            |keepers: &[PeerId], durability| rule(&Config::at_creation(keepers.to_vec(), durability), me);
+        assert_eq!(under(&[me], Durability::Quorum), Rule::Local);
+        assert_eq!(under(&[me, other], Durability::Quorum), Rule::Quorum);
+        assert_eq!(under(&[other], Durability::Quorum), Rule::Quorum, "the keeper is another host");
+        assert_eq!(under(&[me, other], Durability::Local), Rule::Local);
+    }
 }
