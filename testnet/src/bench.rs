@@ -10,24 +10,35 @@ mod flushes;
 mod memory;
 mod passthrough;
 mod peers;
+mod plot;
+mod record;
 mod scale;
+mod svg;
+mod table;
 mod trees;
 
-use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::bench::flushes::Flushes;
 use crate::bench::peers::Peer;
+use crate::bench::record::{Memory, Record, Row, Series};
 use crate::bench::scale::{Scale, archive_files};
+use crate::bench::table::shown;
 use crate::exe;
-use crate::report::median;
 
 /// The most a daemon may hold for a volume of 1 GiB with 100,000 files.
 const DAEMON_MIB_MAX: u64 = 150;
 
 /// For `--only`: the look at the daemon's memory.
 const MEMORY: &str = "memory";
+
+/// For `--only`: three keepers against one.
+const QUORUM: &str = "quorum";
+
+/// Which tests three keepers go through.
+const QUORUM_TESTS: [&str; 2] = ["append", "writers"];
 
 /// How a test's figure is to be read.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -66,6 +77,21 @@ impl Test {
         self.is_durable = true;
         self
     }
+
+    /// Its row, without figures.
+    fn row(&self, peers: &[Peer]) -> Row {
+        Row {
+            title: self.title.to_owned(),
+            unit: self.unit.to_owned(),
+            is_more_better: self.better == Better::More,
+            goal: Some(self.goal),
+            is_durable: self.is_durable,
+            series: peers
+                .iter()
+                .map(|peer| Series { name: peer.name.to_owned(), ..Series::default() })
+                .collect(),
+        }
+    }
 }
 
 const TESTS: [Test; 13] = [
@@ -89,64 +115,105 @@ const TESTS: [Test; 13] = [
 pub struct Options {
     /// Rounds after the warm-up; at least 1.
     pub rounds: u32,
-    /// Only these tests (`overwrite`, `append`, ..., `memory`); empty for all.
+    /// Only these tests (`overwrite`, `append`, ..., `quorum`, `memory`); empty for all.
     pub only: Vec<String>,
     /// Smaller files, fewer of them, and no look at memory unless asked for.
     pub short: bool,
-}
-
-/// Figures by (test, peer), one a round.
-#[derive(Default)]
-struct Figures {
-    figures: BTreeMap<(usize, usize), Vec<f64>>,
-    flushes: BTreeMap<(usize, usize), u64>,
+    /// Write the figures here, as JSON.
+    pub record: Option<PathBuf>,
+    /// Draw `speed.svg` and fill in the table of `speed.md` in this directory.
+    pub out: Option<PathBuf>,
 }
 
 /// Runs the benchmark and prints the table. A goal that is missed is shown, not an error; a fsync that is none is one.
 pub fn run(options: &Options) -> Result<()> {
     exe::check_fuse()?;
     let tests = chosen(&options.only)?;
+    let mut record = Record::new(options.rounds, options.short)?;
     let dir = exe::scratch("bench")?;
     println!("ext4, a pass-through and a volume on one disk, {} rounds after a warm-up", options.rounds);
     let archive = trees::make_archive(dir.path(), archive_files(options.short))?;
     let scale = Scale::new(options.short, archive);
-    let mut peers = Peer::all(dir.path())?;
     let flushes = Flushes::below(dir.path());
-    let mut figures = Figures::default();
-    for round in 0..=options.rounds {
-        for (at, test) in tests.iter().enumerate() {
+    if !tests.is_empty() {
+        let mut peers = Peer::all(dir.path())?;
+        record.rows = measure(&tests, &mut peers, &scale, options.rounds, flushes.as_ref())?;
+        for peer in &peers {
+            if let Some(pid) = peer.pid() {
+                println!("  the volume's daemon holds {} MiB", memory::resident_mib(pid)?);
+            }
+        }
+    }
+    if is_wanted(options, QUORUM) {
+        let tests: Vec<&Test> = TESTS.iter().filter(|test| QUORUM_TESTS.contains(&test.key)).collect();
+        let mut peers = Peer::one_and_three(dir.path())?;
+        record.quorum = measure(&tests, &mut peers, &scale, options.rounds, flushes.as_ref())?;
+        record.quorum.iter_mut().for_each(|row| row.goal = None);
+    }
+    if is_wanted(options, MEMORY) {
+        let (written_mib, listed_mib) = memory::daemon_mib(dir.path())?;
+        record.memory = Some(Memory { written_mib, listed_mib, goal_mib: DAEMON_MIB_MAX });
+    }
+    table::print(&record);
+    if let Some(file) = &options.record {
+        record.write(file)?;
+    }
+    if let Some(out) = &options.out {
+        show(&record, out)?;
+    }
+    check_flushes(&record, flushes.is_some())
+}
+
+/// Draws what an earlier run recorded.
+pub fn draw(recorded: &Path, out: &Path) -> Result<()> {
+    show(&Record::read(recorded)?, out)
+}
+
+fn show(record: &Record, out: &Path) -> Result<()> {
+    let picture = out.join("speed.svg");
+    std::fs::write(&picture, plot::svg(record)).with_context(|| format!("write {}", picture.display()))?;
+    table::put_into(&out.join("speed.md"), &table::markdown(record))
+}
+
+/// What is beside the tests: asked for, or part of a long run of everything.
+fn is_wanted(options: &Options, key: &str) -> bool {
+    options.only.iter().any(|wanted| wanted == key) || (options.only.is_empty() && !options.short)
+}
+
+/// Interleaved rounds of every test over every peer.
+fn measure(
+    tests: &[&Test],
+    peers: &mut [Peer],
+    scale: &Scale,
+    rounds: u32,
+    flushes: Option<&Flushes>,
+) -> Result<Vec<Row>> {
+    let mut rows: Vec<Row> = tests.iter().map(|test| test.row(peers)).collect();
+    for round in 0..=rounds {
+        for (test, row) in tests.iter().zip(&mut rows) {
             for turn in 0..peers.len() {
                 let who = (turn + round as usize) % peers.len();
-                let before = flushes.as_ref().map(Flushes::count).transpose()?;
-                let figure = (test.run)(&mut peers[who], &scale)?;
-                let after = flushes.as_ref().map(Flushes::count).transpose()?;
+                let before = flushes.map(Flushes::count).transpose()?;
+                let figure = (test.run)(&mut peers[who], scale)?;
+                let after = flushes.map(Flushes::count).transpose()?;
                 // The first round warms up.
                 if round > 0 {
-                    figures.figures.entry((at, who)).or_default().push(figure);
-                    *figures.flushes.entry((at, who)).or_default() +=
-                        after.unwrap_or(0) - before.unwrap_or(0);
+                    let series = &mut row.series[who];
+                    series.figures.push(figure);
+                    series.flushes =
+                        after.zip(before).map(|(after, before)| series.flushes.unwrap_or(0) + after - before);
                 }
                 let name = if round == 0 { "warm-up".to_owned() } else { format!("round {round}") };
                 println!("  {name}: {}: {} {} {}", test.title, peers[who].name, shown(figure), test.unit);
             }
         }
     }
-    for peer in &peers {
-        if let Some(pid) = peer.pid() {
-            println!("  the volume's daemon holds {} MiB", memory::resident_mib(pid)?);
-        }
-    }
-    drop(peers);
-    let is_asked = options.only.iter().any(|key| key == MEMORY);
-    let is_weighed = is_asked || (options.only.is_empty() && !options.short);
-    let holds = if is_weighed { Some(memory::daemon_mib(dir.path())?) } else { None };
-    print_table(&tests, &figures, holds);
-    check_flushes(&tests, &figures, flushes.is_some())
+    Ok(rows)
 }
 
 fn chosen(only: &[String]) -> Result<Vec<&'static Test>> {
     for key in only {
-        let keys: Vec<&str> = TESTS.iter().map(|test| test.key).chain([MEMORY]).collect();
+        let keys: Vec<&str> = TESTS.iter().map(|test| test.key).chain([QUORUM, MEMORY]).collect();
         ensure!(keys.contains(&key.as_str()), "there is no test {key:?}; there are {}", keys.join(", "));
     }
     let mut tests: Vec<&'static Test> =
@@ -160,105 +227,47 @@ fn chosen(only: &[String]) -> Result<Vec<&'static Test>> {
     Ok(tests)
 }
 
-impl Figures {
-    /// Median over rounds of a peer's speed relative to the native one of the same round.
-    fn ratio(&self, at: usize, test: &Test, who: usize) -> f64 {
-        let (Some(native), Some(other)) = (self.figures.get(&(at, 0)), self.figures.get(&(at, who))) else {
-            return 0.0;
-        };
-        let ratios: Vec<f64> = native
-            .iter()
-            .zip(other)
-            .map(|(native, other)| if test.better == Better::More { other / native } else { native / other })
-            .collect();
-        median(&ratios)
-    }
-
-    fn native(&self, at: usize) -> f64 {
-        self.figures.get(&(at, 0)).map_or(0.0, |figures| median(figures))
-    }
-}
-
-fn print_table(tests: &[&Test], figures: &Figures, daemon_mib: Option<(u64, u64)>) {
-    let mut table = comfy_table::Table::new();
-    table.load_style(comfy_table::presets::NOTHING);
-    table.set_header([
-        "test",
-        "ext4",
-        "",
-        "pass-through",
-        "volume",
-        "goal",
-        "",
-        "flushes: ext4",
-        "pass-through",
-        "volume",
-    ]);
-    for (at, test) in tests.iter().enumerate() {
-        let volume = figures.ratio(at, test, 2);
-        let flushes = |who| figures.flushes.get(&(at, who)).copied().unwrap_or(0).to_string();
-        table.add_row([
-            test.title.to_owned(),
-            shown(figures.native(at)),
-            test.unit.to_owned(),
-            format!("{:.2}", figures.ratio(at, test, 1)),
-            format!("{volume:.2}"),
-            format!("{:.2}", test.goal),
-            if volume >= test.goal { "ok" } else { "short" }.to_owned(),
-            flushes(0),
-            flushes(1),
-            flushes(2),
-        ]);
-    }
-    println!("\nratios to ext4, more is better, also for times");
-    for line in table.to_string().lines() {
-        println!("{}", line.trim_end());
-    }
-    if let Some((written, listed)) = daemon_mib {
-        let verdict = if written.max(listed) <= DAEMON_MIB_MAX { "ok" } else { "short" };
-        println!(
-            "daemon, 1 GiB in 100,000 files: {written} MiB written, {listed} MiB mounted again and listed; goal {DAEMON_MIB_MAX} MiB, {verdict}"
-        );
-    }
-}
-
 /// Whoever commits must flush the disk.
-fn check_flushes(tests: &[&Test], figures: &Figures, are_counted: bool) -> Result<()> {
+fn check_flushes(record: &Record, are_counted: bool) -> Result<()> {
     if !are_counted {
         println!("this disk does not count flushes: whether every fsync is real was not seen");
         return Ok(());
     }
-    for (at, test) in tests.iter().enumerate().filter(|(_, test)| test.is_durable) {
-        let flushes = figures.flushes.get(&(at, 2)).copied().unwrap_or(0);
-        ensure!(flushes > 0, "{}: the volume committed without a flush of the disk", test.title);
+    for row in record.rows.iter().chain(&record.quorum).filter(|row| row.is_durable) {
+        let flushes = row.series[row.last()].flushes.unwrap_or(0);
+        ensure!(flushes > 0, "{}: the volume committed without a flush of the disk", row.title);
     }
     Ok(())
 }
 
-fn shown(figure: f64) -> String {
-    match figure {
-        f if f >= 100.0 => format!("{f:.0}"),
-        f if f >= 1.0 => format!("{f:.2}"),
-        f => format!("{f:.3}"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{Figures, TESTS, chosen};
-
-    #[test]
-    fn a_ratio_is_taken_within_a_round() {
-        let mut figures = Figures::default();
-        figures.figures.insert((0, 0), vec![100.0, 200.0, 300.0]);
-        figures.figures.insert((0, 2), vec![200.0, 400.0, 600.0]);
-        assert!((figures.ratio(0, &TESTS[0], 2) - 0.5).abs() < 1e-9, "half as fast when less is better");
-        assert!((figures.ratio(0, &TESTS[2], 2) - 2.0).abs() < 1e-9, "twice as fast when more is better");
-    }
+    use super::{check_flushes, chosen, show};
+    use crate::bench::record::tests::record;
 
     #[test]
     fn an_unknown_test_is_refused() {
         assert!(chosen(&["nonsense".to_owned()]).is_err());
         assert_eq!(chosen(&["append".to_owned()]).unwrap().len(), 1);
+        assert!(chosen(&["memory".to_owned()]).unwrap().is_empty(), "nothing but the look at memory");
+    }
+
+    #[test]
+    fn a_commit_without_a_flush_is_an_error() {
+        let mut record = record("commits", 1.0);
+        record.rows[0].is_durable = true;
+        check_flushes(&record, true).unwrap();
+        record.rows[0].series[2].flushes = Some(0);
+        assert!(check_flushes(&record, true).is_err());
+        check_flushes(&record, false).unwrap();
+    }
+
+    #[test]
+    fn a_run_is_shown_as_a_picture_and_a_table() {
+        let dir = tempfile::tempdir().unwrap();
+        show(&record("commits", 1.25), dir.path()).unwrap();
+        let picture = std::fs::read_to_string(dir.path().join("speed.svg")).unwrap();
+        let table = std::fs::read_to_string(dir.path().join("speed.md")).unwrap();
+        assert!(picture.contains("1.25") && table.contains("| 1.25 |"), "{picture}{table}");
     }
 }

@@ -55,6 +55,15 @@ enum Command {
         /// Smaller and quicker
         #[arg(long)]
         short: bool,
+        /// Write the figures to this file, as JSON
+        #[arg(long)]
+        record: Option<PathBuf>,
+        /// Run nothing; draw what this file recorded
+        #[arg(long, requires = "out", conflicts_with_all = ["rounds", "only", "short", "record"])]
+        plot: Option<PathBuf>,
+        /// Where the picture `speed.svg` and the table in `speed.md` go
+        #[arg(long)]
+        out: Option<PathBuf>,
     },
     /// 1,000,000 files, in directories of 1,000 and in one: figures and memory; how long a volume takes to open
     Scale {
@@ -105,7 +114,10 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Sizes { mib, rounds } => sizes::run(&mib, rounds),
         Command::Hostile => hostile::run(),
         Command::Posix { allow } => posix::run(allow),
-        Command::Bench { rounds, only, short } => bench::run(&bench::Options { rounds, only, short }),
+        Command::Bench { plot: Some(plot), out: Some(out), .. } => bench::draw(&plot, &out),
+        Command::Bench { rounds, only, short, record, out, .. } => {
+            bench::run(&bench::Options { rounds, only, short, record, out })
+        }
         Command::Scale { short, files } => scale::run(&scale::Options::new(short, files)),
         Command::Simulate { first_seed, seeds } => simulate::command(first_seed, seeds),
         Command::Soak(options) => soak::run(&options),

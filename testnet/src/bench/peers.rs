@@ -22,8 +22,8 @@ enum Way {
         backing: PathBuf,
         mount: Option<Mount>,
     },
-    /// One node in a cluster of its own: one keeper.
-    Volume(Box<Node>),
+    /// The nodes of one cluster: the first writes, all are keepers.
+    Volume(Vec<Node>),
 }
 
 /// One of those that are compared.
@@ -45,18 +45,33 @@ impl Peer {
         std::fs::create_dir(&backing)?;
         std::fs::create_dir(&shown)?;
         let mount = Some(pass_through(&backing, &shown)?);
-        let mut node = cluster(scratch, &["solo"])?.pop().context("one name makes one node")?;
-        node.ok(&["volume", "create", VOLUME])?;
-        let mounted = node.mount(VOLUME)?;
         let peers = vec![
             Peer { name: "ext4", dir: native, way: Way::Native },
             Peer { name: "pass-through", dir: shown, way: Way::PassThrough { backing, mount } },
-            Peer { name: "volume", dir: mounted, way: Way::Volume(Box::new(node)) },
+            Peer::volume("volume", scratch, &["solo"])?,
         ];
         for peer in &peers {
             open_to_all(&peer.dir)?;
         }
         Ok(peers)
+    }
+
+    /// A volume with one keeper and one whose fsync waits for two of three.
+    pub(super) fn one_and_three(scratch: &Path) -> Result<Vec<Peer>> {
+        Ok(vec![
+            Peer::volume("one keeper", scratch, &["alone"])?,
+            Peer::volume("quorum of three", scratch, &["first", "second", "third"])?,
+        ])
+    }
+
+    /// A volume that all of a new cluster's nodes keep, mounted on the first.
+    fn volume(name: &'static str, scratch: &Path, names: &[&str]) -> Result<Peer> {
+        let mut nodes = cluster(scratch, names)?;
+        let writer = nodes.first_mut().context("a cluster has at least one node")?;
+        let replicas = names.len().to_string();
+        writer.ok(&["volume", "create", VOLUME, "--replicas", &replicas, "--durability", "quorum"])?;
+        let dir = writer.mount(VOLUME)?;
+        Ok(Peer { name, dir, way: Way::Volume(nodes) })
     }
 
     /// Writes everything out and forgets what the kernel and the peer's process have cached of it.
@@ -67,9 +82,10 @@ impl Peer {
                 drop(mount.take());
                 *mount = Some(pass_through(backing, &self.dir)?);
             }
-            Way::Volume(node) => {
-                node.unmount(&self.dir)?;
-                self.dir = node.mount(VOLUME)?;
+            Way::Volume(nodes) => {
+                let writer = nodes.first_mut().context("a cluster has at least one node")?;
+                writer.unmount(&self.dir)?;
+                self.dir = writer.mount(VOLUME)?;
             }
         }
         rustix::fs::sync();
@@ -79,7 +95,7 @@ impl Peer {
     /// Process id of the daemon, if this peer has one.
     pub(super) fn pid(&self) -> Option<u32> {
         match &self.way {
-            Way::Volume(node) => node.pid(),
+            Way::Volume(nodes) => nodes.first().and_then(Node::pid),
             Way::Native | Way::PassThrough { .. } => None,
         }
     }

@@ -8,7 +8,7 @@ pub(super) struct Scale {
     pub(super) commits: u64,
     /// Size of the large file.
     pub(super) large_mib: u64,
-    /// Random reads.
+    /// Random reads: some for each page, or what is measured is how a processor's caches get warm.
     pub(super) random_reads: u64,
     /// SQLite transactions.
     pub(super) transactions: u64,
@@ -32,7 +32,7 @@ impl Scale {
             Scale {
                 commits: 100,
                 large_mib: 128,
-                random_reads: 5000,
+                random_reads: 50_000,
                 transactions: 100,
                 pgbench_secs: 3,
                 files: 2000,
@@ -42,7 +42,7 @@ impl Scale {
             Scale {
                 commits: 400,
                 large_mib: 512,
-                random_reads: 20_000,
+                random_reads: 400_000,
                 transactions: 400,
                 pgbench_secs: 10,
                 files: 10_000,
