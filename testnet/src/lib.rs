@@ -17,6 +17,7 @@ pub mod moving;
 pub mod hostile;
 pub mod posix;
 pub mod faultdisk;
+pub mod crash;
 pub mod bench;
 pub mod scale;
 pub mod soak;

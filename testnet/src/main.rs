@@ -4,7 +4,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use remora_testnet::{bench, demo, hostile, ledger, moving, posix, restart, scale, simulate, sizes, soak};
+use remora_testnet::crash::workload::Workload;
+use remora_testnet::{
+    bench, crash, demo, hostile, ledger, moving, posix, restart, scale, simulate, sizes, soak,
+};
 
 /// Proves Remora on this machine: hosts, faults, simulation, benchmarks, the demo.
 #[derive(Parser)]
@@ -74,6 +77,8 @@ enum Command {
         #[arg(long)]
         files: Option<u64>,
     },
+    /// kill -9 and power cuts under SQLite, a raw writer and rename-replace: nothing acknowledged is lost
+    Crash(crash::Options),
     /// The keeper protocol in virtual time, with crashes, loss and partitions, and planted mistakes that must be found
     Simulate {
         #[arg(long, default_value_t = 0)]
@@ -89,6 +94,16 @@ enum Command {
     /// (for rigs) Append and fsync numbered records, printing each acknowledged number
     #[command(hide = true)]
     WriteRecords { path: PathBuf, first: u64 },
+    /// (for rigs) Work in a directory from a number on, printing each acknowledged number
+    #[command(hide = true)]
+    CrashWork {
+        workload: Workload,
+        dir: PathBuf,
+        first: u64,
+        /// Say so without having synced
+        #[arg(long)]
+        no_sync: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -119,9 +134,11 @@ fn run(command: Command) -> anyhow::Result<()> {
             bench::run(&bench::Options { rounds, only, short, record, out })
         }
         Command::Scale { short, files } => scale::run(&scale::Options::new(short, files)),
+        Command::Crash(options) => crash::run(&options),
         Command::Simulate { first_seed, seeds } => simulate::command(first_seed, seeds),
         Command::Soak(options) => soak::run(&options),
         Command::SoakPart(command) => soak::part(&command),
         Command::WriteRecords { path, first } => ledger::write_records(&path, first),
+        Command::CrashWork { workload, dir, first, no_sync } => workload.run(&dir, first, !no_sync),
     }
 }

@@ -22,12 +22,19 @@ pub struct Node {
     data: PathBuf,
     child: Option<Child>,
     mounts: Vec<PathBuf>,
+    /// The program, with arguments, that starts the daemon and becomes it.
+    under: Vec<String>,
 }
 
 impl Node {
     /// Initialises a cluster of one in `dir/name`; the daemon does not run yet.
     pub fn init(dir: &Path, name: &str) -> Result<Node> {
-        let node = Node::place(dir, name);
+        Node::init_at(&dir.join(name), name)
+    }
+
+    /// As [`Node::init`], with the data directory `data`; log and mounts lie beside it.
+    pub fn init_at(data: &Path, name: &str) -> Result<Node> {
+        let node = Node::at(data, name);
         node.ok(&["init", "--name", name, "--listen", "/ip4/127.0.0.1/tcp/0"])?;
         Ok(node)
     }
@@ -43,7 +50,17 @@ impl Node {
     /// A node whose data directory is `dir/name`, whatever is there.
     #[must_use]
     pub fn place(dir: &Path, name: &str) -> Node {
-        Node { name: name.to_owned(), data: dir.join(name), child: None, mounts: Vec::new() }
+        Node::at(&dir.join(name), name)
+    }
+
+    fn at(data: &Path, name: &str) -> Node {
+        let data = data.to_path_buf();
+        Node { name: name.to_owned(), data, child: None, mounts: Vec::new(), under: Vec::new() }
+    }
+
+    /// From now on the daemon is started by this program, which has to become it (`setpriv`, `nice` and the like).
+    pub fn start_under(&mut self, words: &[&str]) {
+        self.under = words.iter().map(|word| (*word).to_owned()).collect();
     }
 
     /// The data directory.
@@ -60,9 +77,20 @@ impl Node {
 
     /// A `remora` command for this node.
     pub fn command(&self) -> Result<Command> {
-        let mut command = exe::remora()?;
+        Ok(self.placed(exe::remora()?))
+    }
+
+    fn placed(&self, mut command: Command) -> Command {
         command.env_remove("REMORA_API").env("REMORA_DATA", &self.data).stdin(Stdio::null());
-        Ok(command)
+        command
+    }
+
+    /// The command that becomes the daemon.
+    fn daemon(&self) -> Result<Command> {
+        let Some((program, words)) = self.under.split_first() else { return self.command() };
+        let mut command = Command::new(program);
+        command.args(words).arg(exe::path()?).arg("remora");
+        Ok(self.placed(command))
     }
 
     /// Runs a command and answers what it printed and how it ended.
@@ -103,7 +131,7 @@ impl Node {
         let log =
             File::options().create(true).append(true).open(self.log()).context("open the daemon's log")?;
         let child = self
-            .command()?
+            .daemon()?
             .args(["daemon", "--docker-plugin", docker_plugin])
             .env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "info".into()))
             .stdout(log.try_clone()?)
