@@ -39,8 +39,7 @@ thread_local! {
 
 /// Lives as long as a thread that serves requests.
 ///
-/// Such a thread ends when the connection does. If it ends sooner it has panicked outside our code (fuser 0.18 does, on a
-/// time at the very end of what 64 bits hold), and what it was working on will never be answered. Then the connection is
+/// Such a thread ends when the connection does. If it ends sooner it has panicked outside our code, and what it was working on will never be answered. Then the connection is
 /// aborted: errors that can be seen and a mount that can be made again, in place of processes that hang for ever.
 struct EndOfThread(Arc<Connection>);
 
