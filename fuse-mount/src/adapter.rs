@@ -20,8 +20,9 @@ use crate::adapter::convert::{
     requested_time, seek, xattr_mode,
 };
 use crate::adapter::negotiate::{Agreed, negotiate};
-use crate::adapter::privileges::{mode_without, takes_away};
+use crate::adapter::privileges::{drop_setgid, mode_without, takes_away};
 use crate::connection::Connection;
+use crate::mount::MountOptions;
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, Errno as KernelErrno, FileAttr, FileHandle, Generation, INodeNo,
     IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags,
@@ -29,6 +30,7 @@ use fuser::{
     ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
     WriteFlags,
 };
+use remora_vfs::acl;
 use remora_vfs::attr::{Attr, Ino, NAME_BYTES_MAX, NewNode, SetAttr};
 use remora_vfs::errno::Errno;
 use remora_vfs::filesystem::{Caller, Done, Filesystem, Reply};
@@ -52,6 +54,7 @@ pub(crate) struct Adapter {
     connection: Arc<Connection>,
     atimes: Atimes,
     has_xattrs: bool,
+    wants_acls: bool,
     agreed: Agreed,
 }
 
@@ -74,10 +77,12 @@ macro_rules! answer {
 }
 
 impl Adapter {
-    /// Serves `fs`; without `has_xattrs` the kernel is told once that there are none and stops asking, which makes
+    /// Serves `fs`; without xattrs the kernel is told once that there are none and stops asking, which makes
     /// listings with attributes and small writes much faster.
-    pub(crate) fn new(fs: Arc<dyn Filesystem>, connection: Arc<Connection>, has_xattrs: bool) -> Self {
-        Adapter { fs, connection, atimes: Atimes::default(), has_xattrs, agreed: Agreed::default() }
+    pub(crate) fn new(fs: Arc<dyn Filesystem>, connection: Arc<Connection>, options: &MountOptions) -> Self {
+        let (has_xattrs, wants_acls) = (options.xattr, options.xattr && options.acl);
+        let (atimes, agreed) = (Atimes::default(), Agreed::default());
+        Adapter { fs, connection, atimes, has_xattrs, wants_acls, agreed }
     }
 
     fn call<T>(&self, what: &'static str, call: impl FnOnce(&dyn Filesystem) -> Reply<T>) -> Reply<T> {
@@ -85,9 +90,20 @@ impl Adapter {
         guard(what, || call(self.fs.as_ref()))
     }
 
-    fn make(&self, req: &Request, parent: INodeNo, name: &OsStr, node: &NewNode, mode: u32) -> Reply<Attr> {
+    /// `asked` is a mode and the umask it is asked for with.
+    fn make(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        node: &NewNode,
+        asked: (u32, u32),
+    ) -> Reply<Attr> {
         let caller = Caller { uid: req.uid(), gid: req.gid() };
-        self.call("make", |fs| fs.make(caller, parent.0, name.as_bytes(), node, permissions(mode), now()))
+        self.call("make", |fs| {
+            let mode = if self.agreed.has_acls { masked(fs, parent.0, asked)? } else { asked.0 };
+            fs.make(caller, parent.0, name.as_bytes(), node, permissions(mode), now())
+        })
     }
 
     fn sync(&self, ino: INodeNo, data_only: bool, reply: ReplyEmpty) {
@@ -107,13 +123,26 @@ impl Adapter {
         if self.has_xattrs { Ok(()) } else { Err(Errno::ENOSYS) }
     }
 
-    /// What lies in `system.` is the kernel's to act on: an ACL that is kept but not enforced would be a lie, and `cp -a`, which
-    /// sets modes as ACLs, needs the refusal to set them as modes. A label of SELinux is the mount's, not the file's. Whoever asks
+    /// What lies in `system.` is the kernel's to act on: where there are no ACLs, one that is kept but not enforced would be a lie, and
+    /// `cp -a`, which sets modes as ACLs, needs the refusal to set them as modes. A label of SELinux is the mount's, not the file's. Whoever asks
     /// for these of every file, as `ls -l` does, stops when told so.
     fn xattr_named(&self, name: &OsStr) -> Reply<()> {
         let is_system = name.as_bytes().starts_with(b"system.") || name == "security.selinux";
         self.xattrs()?;
+        if self.agreed.has_acls && acl::is_acl(name.as_bytes()) {
+            return Ok(());
+        }
         if is_system { Err(Errno::EOPNOTSUPP) } else { Ok(()) }
+    }
+}
+
+/// The mode that a node asked for with a mode and a umask gets: a default list of its directory takes the umask's place. The kernel
+/// holds the directory's lock meanwhile, so the list does not change.
+fn masked(fs: &dyn Filesystem, parent: Ino, asked: (u32, u32)) -> Reply<u32> {
+    match fs.getxattr(parent, acl::DEFAULT) {
+        Ok(_) => Ok(asked.0),
+        Err(Errno::ENODATA) => Ok(asked.0 & !asked.1),
+        Err(errno) => Err(errno),
     }
 }
 
@@ -138,7 +167,7 @@ fn send_xattr(reply: ReplyXattr, size: u32, value: &[u8]) {
 
 impl fuser::Filesystem for Adapter {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        self.agreed = negotiate(config);
+        self.agreed = negotiate(config, self.wants_acls);
         Ok(())
     }
 
@@ -215,22 +244,22 @@ impl fuser::Filesystem for Adapter {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        let result = new_node(mode, rdev).and_then(|node| self.make(req, parent, name, &node, mode));
+        let result = new_node(mode, rdev).and_then(|node| self.make(req, parent, name, &node, (mode, umask)));
         answer!(reply, result, attr => reply.entry(&TTL, &self.attr(&attr), Generation(0)));
     }
 
-    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
-        let result = self.make(req, parent, name, &NewNode::Directory, mode);
+    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        let result = self.make(req, parent, name, &NewNode::Directory, (mode, umask));
         answer!(reply, result, attr => reply.entry(&TTL, &self.attr(&attr), Generation(0)));
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let node = NewNode::Symlink(target.as_os_str().as_bytes().to_vec());
-        let result = self.make(req, parent, name, &node, 0o777);
+        let result = self.make(req, parent, name, &node, (0o777, 0));
         answer!(reply, result, attr => reply.entry(&TTL, &self.attr(&attr), Generation(0)));
     }
 
@@ -399,7 +428,7 @@ impl fuser::Filesystem for Adapter {
 
     fn setxattr(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -408,7 +437,12 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let result = self.xattr_named(name).and_then(|()| xattr_mode(flags)).and_then(|mode| {
-            self.call("setxattr", |fs| fs.setxattr(ino.0, name.as_bytes(), value, mode, now()))
+            self.call("setxattr", |fs| {
+                if name == OsStr::from_bytes(acl::ACCESS) {
+                    drop_setgid(fs, ino.0, req)?;
+                }
+                fs.setxattr(ino.0, name.as_bytes(), value, mode, now())
+            })
         });
         answer!(reply, result, () => reply.ok());
     }
@@ -420,10 +454,12 @@ impl fuser::Filesystem for Adapter {
         answer!(reply, result, value => send_xattr(reply, size, &value));
     }
 
-    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+    fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         let result = self.xattrs().and_then(|()| self.call("listxattr", |fs| fs.listxattr(ino.0)));
         answer!(reply, result, names => {
-            let list: Vec<u8> = names.into_iter().flat_map(|name| name.into_iter().chain([0])).collect();
+            // What others may not read is not shown to them.
+            let names = names.into_iter().filter(|name| req.uid() == 0 || !name.starts_with(b"trusted."));
+            let list: Vec<u8> = names.flat_map(|name| name.into_iter().chain([0])).collect();
             send_xattr(reply, size, &list);
         });
     }

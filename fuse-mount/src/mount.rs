@@ -44,11 +44,14 @@ pub struct MountOptions {
     pub threads: usize,
     /// Whether there are extended attributes. Without them listings and small writes are faster.
     pub xattr: bool,
+    /// Whether there are POSIX ACLs, kept by the file system and enforced by the kernel. They cost a question to the file system
+    /// for every inode whose permissions are looked at or listed for the first time.
+    pub acl: bool,
 }
 
 impl Default for MountOptions {
     fn default() -> Self {
-        MountOptions { fs_name: "remora".to_owned(), read_only: false, threads: 4, xattr: true }
+        MountOptions { fs_name: "remora".to_owned(), read_only: false, threads: 4, xattr: true, acl: false }
     }
 }
 
@@ -202,7 +205,7 @@ impl Mount {
 
         let n_threads = options.threads.clamp(1, N_THREADS_MAX);
         let connection = Arc::new(Connection::new(watched, n_threads));
-        let adapter = Adapter::new(fs, Arc::clone(&connection), options.xattr);
+        let adapter = Adapter::new(fs, Arc::clone(&connection), options);
         let mut config = Config::default();
         config.acl = SessionACL::All;
         config.n_threads = Some(n_threads);

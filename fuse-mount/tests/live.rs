@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod live {
+    mod acls;
     mod content;
     mod lifetime;
     mod names;

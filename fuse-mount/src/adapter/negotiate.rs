@@ -31,10 +31,12 @@ pub(super) struct Agreed {
     pub(super) clears_privileges: bool,
     /// Linux 5.11 or newer.
     pub(super) is_recent: bool,
+    /// The kernel enforces ACLs, and leaves umasks to us.
+    pub(super) has_acls: bool,
 }
 
 /// Settles what this mount uses.
-pub(super) fn negotiate(config: &mut KernelConfig) -> Agreed {
+pub(super) fn negotiate(config: &mut KernelConfig, wants_acls: bool) -> Agreed {
     for capability in CAPABILITIES {
         // An older kernel lacks some; each is a matter of speed.
         if config.add_capabilities(capability).is_err() {
@@ -49,5 +51,8 @@ pub(super) fn negotiate(config: &mut KernelConfig) -> Agreed {
     let _ = config.set_max_background(N_BACKGROUND_MAX);
     let is_recent = config.capabilities().contains(InitFlags::FUSE_HANDLE_KILLPRIV_V2);
     let clears_privileges = config.add_capabilities(InitFlags::FUSE_HANDLE_KILLPRIV_V2).is_ok();
-    Agreed { clears_privileges, is_recent }
+    // A umask must not touch what takes over a default list, so with ACLs the kernel leaves it to us.
+    let acls = InitFlags::FUSE_POSIX_ACL | InitFlags::FUSE_DONT_MASK;
+    let has_acls = wants_acls && config.add_capabilities(acls).is_ok();
+    Agreed { clears_privileges, is_recent, has_acls }
 }

@@ -4,7 +4,10 @@
 //! once a write, which would double the requests of small writes. When a write or `fallocate` has to clear bits,
 //! the kernel sends a `setattr` without a field first, so writes themselves need no look at the mode.
 
-use remora_vfs::attr::{Attr, Kind, SetAttr};
+use crate::adapter::convert::now;
+use fuser::Request;
+use remora_vfs::attr::{Attr, Ino, Kind, SetAttr};
+use remora_vfs::filesystem::{Filesystem, Reply};
 
 /// Whether a request to change attributes also takes privileges away.
 ///
@@ -28,6 +31,18 @@ pub(super) fn mode_without(attr: &Attr) -> Option<u16> {
     let is_group = attr.mode & GROUP_EXECUTE != 0;
     let mode = attr.mode & !if is_group { SETUID | SETGID } else { SETUID };
     (mode != attr.mode).then_some(mode)
+}
+
+/// Before somebody sets an access list, who would otherwise gain a group: outside the file's group, the set-group-id bit goes.
+///
+/// Only the caller's first group is known here; one who is in the file's group by another loses the bit too, and can set it again.
+pub(super) fn drop_setgid(fs: &dyn Filesystem, ino: Ino, req: &Request) -> Reply<()> {
+    const SETGID: u16 = 0o2000;
+    let attr = fs.getattr(ino)?;
+    if attr.mode & SETGID == 0 || req.uid() == 0 || req.gid() == attr.gid {
+        return Ok(());
+    }
+    fs.setattr(ino, &SetAttr { mode: Some(attr.mode & !SETGID), ..SetAttr::default() }, now()).map(drop)
 }
 
 #[cfg(test)]

@@ -6,7 +6,10 @@ use std::str::FromStr;
 
 /// The options there are, with a value that shows the shape; printed whenever one is refused.
 pub const VALID_OPTIONS: &str =
-    "replicas=3, durability=quorum|local, size=10GiB, uid=1000, gid=1000, mode=0750";
+    "replicas=3, durability=quorum|local, size=10GiB, uid=1000, gid=1000, mode=0750, acl=true";
+
+/// The option for POSIX ACLs.
+const ACL: &str = "acl";
 
 /// Most options that are looked at in one request.
 const OPTIONS_MAX: usize = 64;
@@ -63,6 +66,8 @@ pub struct VolumeOptions {
     pub gid: Option<u32>,
     /// Permission bits of the root directory, 0 to 0o7777.
     pub mode: Option<u16>,
+    /// Whether the volume has POSIX ACLs.
+    pub acl: Option<bool>,
     /// The options as they were typed. An engine is told these words again when it learns of the volume from us, because
     /// compose compares texts, not meanings. Empty if the volume did not come through an engine.
     pub given: BTreeMap<String, String>,
@@ -97,6 +102,7 @@ impl VolumeOptions {
             "uid" => self.uid = Some(parse_owner("uid", value)?),
             "gid" => self.gid = Some(parse_owner("gid", value)?),
             "mode" => self.mode = Some(parse_mode(value)?),
+            ACL => self.acl = Some(parse_acl(value)?),
             _ => return Err(OptionError::Unknown { key: shortened(key) }),
         }
         Ok(())
@@ -114,6 +120,7 @@ impl VolumeOptions {
             ("uid", self.uid.map(|id| id.to_string())),
             ("gid", self.gid.map(|id| id.to_string())),
             ("mode", self.mode.map(|mode| format!("{mode:04o}"))),
+            (ACL, self.acl.map(|acl| acl.to_string())),
         ];
         texts.into_iter().filter_map(|(key, text)| Some((key.to_owned(), text?))).collect()
     }
@@ -133,6 +140,15 @@ fn parse_owner(key: &'static str, value: &str) -> Result<u32, OptionError> {
         .and_then(|text| text.parse::<u32>().ok())
         .filter(|id| *id != u32::MAX)
         .ok_or_else(|| OptionError::value(key, value, "a number, not a name (names differ between images)"))
+}
+
+fn parse_acl(value: &str) -> Result<bool, OptionError> {
+    value.parse().map_err(|_| OptionError::value(ACL, value, "true or false"))
+}
+
+/// Whether the options a volume was created with, as they are kept with it, ask for POSIX ACLs.
+pub fn asks_for_acls(given: &BTreeMap<String, String>) -> bool {
+    given.get(ACL).is_some_and(|value| parse_acl(value) == Ok(true))
 }
 
 fn parse_mode(value: &str) -> Result<u16, OptionError> {
@@ -230,7 +246,7 @@ impl OptionError {
 
 #[cfg(test)]
 mod tests {
-    use super::{Durability, OptionError, VolumeOptions, parse_size};
+    use super::{Durability, OptionError, VolumeOptions, asks_for_acls, parse_size};
     use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
     use std::collections::BTreeMap;
 
@@ -247,12 +263,16 @@ mod tests {
             ("uid", "1000"),
             ("gid", "0"),
             ("mode", "0750"),
+            ("acl", "true"),
         ];
         let options = parse(&pairs).unwrap();
         assert_eq!(options.replicas, Some(3));
         assert_eq!(options.durability, Some(Durability::Quorum));
         assert_eq!(options.size, Some(10 << 30));
         assert_eq!((options.uid, options.gid, options.mode), (Some(1000), Some(0), Some(0o750)));
+        assert_eq!(options.acl, Some(true));
+        assert!(asks_for_acls(&options.to_given()));
+        assert!(!asks_for_acls(&parse(&[("acl", "false")]).unwrap().to_given()));
         assert_eq!(options.to_given().get("size").map(String::as_str), Some("10GiB"));
         assert_eq!(parse(&[]).unwrap(), VolumeOptions::default());
     }
@@ -260,7 +280,7 @@ mod tests {
     #[test]
     fn an_unknown_option_is_refused_with_the_list_of_valid_ones() {
         let text = parse(&[("sise", "10GiB")]).unwrap_err().to_string();
-        for valid in ["sise", "replicas", "durability", "size", "uid", "gid", "mode"] {
+        for valid in ["sise", "replicas", "durability", "size", "uid", "gid", "mode", "acl"] {
             assert!(text.contains(valid), "{text}");
         }
         let long = "k".repeat(100_000);
@@ -292,6 +312,7 @@ mod tests {
             ("mode", "17777"),
             ("mode", "rwx"),
             ("mode", "0o"),
+            ("acl", "yes"),
         ] {
             let refused = parse(&[(key, value)]);
             assert!(matches!(refused, Err(OptionError::Value { .. })), "{key}={value}: {refused:?}");
@@ -332,9 +353,10 @@ mod tests {
             uid in proptest::option::of(0..u32::MAX),
             gid in proptest::option::of(0..u32::MAX),
             mode in proptest::option::of(0u16..=0o7777),
+            acl in proptest::option::of(any::<bool>()),
         ) {
             let durability = local.map(|local| if local { Durability::Local } else { Durability::Quorum });
-            let options = VolumeOptions { replicas, durability, size, uid, gid, mode, given: BTreeMap::new() };
+            let options = VolumeOptions { replicas, durability, size, uid, gid, mode, acl, given: BTreeMap::new() };
             let told = options.to_given();
             let heard = VolumeOptions::parse(told.clone()).unwrap();
             prop_assert_eq!(&heard.given, &told);
@@ -342,7 +364,7 @@ mod tests {
         }
 
         #[test]
-        fn no_text_makes_the_reader_fail(key in "replicas|size|uid|mode|durability|\\PC*", value in "\\PC*") {
+        fn no_text_makes_the_reader_fail(key in "replicas|size|uid|mode|durability|acl|\\PC*", value in "\\PC*") {
             let mut options = VolumeOptions::default();
             if let Err(error) = options.set(&key, &value) {
                 prop_assert!(error.to_string().len() < 2000);

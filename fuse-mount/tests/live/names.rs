@@ -1,6 +1,6 @@
 //! Names, attributes and listings through the kernel.
 
-use crate::live::scene::Scene;
+use crate::live::scene::{Scene, as_nobody};
 use remora_fuse_mount::mount::MountOptions;
 use remora_vfs::attr::ROOT_INO;
 use remora_vfs::filesystem::Filesystem;
@@ -13,7 +13,6 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
-use std::process::Command;
 
 #[test]
 fn files_come_and_go() {
@@ -229,15 +228,6 @@ fn an_unlinked_open_file_lives_until_its_close() {
     assert_eq!(scene.fs.n_inodes(), 2);
     drop((file, again));
     scene.mount.unmount().unwrap();
-}
-
-/// Runs a shell line as user and group 65534.
-fn as_nobody(line: &str) -> bool {
-    Command::new("setpriv")
-        .args(["--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c", line])
-        .status()
-        .unwrap()
-        .success()
 }
 
 #[test]

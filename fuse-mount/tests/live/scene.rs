@@ -5,6 +5,7 @@ use remora_vfs::attr::Timestamp;
 use remora_vfs::filesystem::Filesystem;
 use remora_vfs::memfs::MemFs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use tempfile::TempDir;
 
@@ -67,4 +68,13 @@ impl Scene {
         std::fs::write(&path, data).unwrap();
         path
     }
+}
+
+/// Runs a shell line as user and group 65534.
+pub(crate) fn as_nobody(line: &str) -> bool {
+    Command::new("setpriv")
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c", line])
+        .status()
+        .unwrap()
+        .success()
 }

@@ -9,6 +9,7 @@
 // A check that finds a violation has to stop its test, and says so in the panic.
 #![allow(clippy::panic)]
 
+mod acls;
 mod attributes;
 mod content;
 mod directories;
@@ -87,6 +88,11 @@ pub const CHECKS: &[(&str, Check)] = &[
     ("xattr modes are obeyed", xattrs::xattr_modes_are_obeyed),
     ("xattrs are bounded", xattrs::xattrs_are_bounded),
     ("xattrs stamp the inode", xattrs::xattrs_stamp_the_inode),
+    ("an access list sets the mode", acls::access_list_sets_the_mode),
+    ("a list that is a mode is not kept", acls::list_that_is_a_mode_is_not_kept),
+    ("chmod changes the mask", acls::chmod_changes_the_mask),
+    ("a default list is taken over", acls::default_list_is_taken_over),
+    ("a list that cannot be is refused", acls::list_that_cannot_be_is_refused),
 ];
 
 /// Runs every check on a fresh file system and names the one that fails.

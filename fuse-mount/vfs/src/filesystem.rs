@@ -87,7 +87,7 @@ pub trait Filesystem: Send + Sync + 'static {
     /// Attributes.
     fn getattr(&self, ino: Ino) -> Reply<Attr>;
 
-    /// Changes attributes as one operation and answers the new ones.
+    /// Changes attributes as one operation and answers the new ones. A new mode changes the access list too (see [`crate::acl`]).
     fn setattr(&self, ino: Ino, change: &SetAttr, now: Timestamp) -> Reply<Attr>;
 
     /// Target of a symlink; `EINVAL` for anything else.
@@ -95,7 +95,8 @@ pub trait Filesystem: Send + Sync + 'static {
 
     /// Makes a node under a name. Adds a reference. `EEXIST` if the name is taken.
     ///
-    /// The owner is `caller`; in a setgid directory the group is the directory's, and a new directory is setgid too.
+    /// The owner is `caller`; in a setgid directory the group is the directory's, and a new directory is setgid too. In a directory
+    /// with a default list (see [`crate::acl`]) what is not a symlink takes it over, and the mode with it.
     fn make(
         &self,
         caller: Caller,
@@ -161,12 +162,15 @@ pub trait Filesystem: Send + Sync + 'static {
 
     /// Sets an xattr and ctime. A value is at most 64 KiB, all names and values of an inode together at most 128 KiB
     /// (`ENOSPC`, `E2BIG`).
+    ///
+    /// An access list sets the mode as well, and is not kept where the mode says all of it; a list must be sound and of an inode
+    /// that can have it (see [`crate::acl::check`]).
     fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], mode: XattrMode, now: Timestamp) -> Reply<()>;
 
     /// All xattr names, sorted.
     fn listxattr(&self, ino: Ino) -> Reply<Vec<Vec<u8>>>;
 
-    /// Removes an xattr (`ENODATA`).
+    /// Removes an xattr (`ENODATA`; a list that is not there is no error).
     fn removexattr(&self, ino: Ino, name: &[u8], now: Timestamp) -> Reply<()>;
 
     /// Size and free space as the volume's user should see them.

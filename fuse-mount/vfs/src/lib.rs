@@ -4,6 +4,7 @@
 //! [`memfs::MemFs`], which is the oracle of the model tests and lets the FUSE adapter be tested alone.
 //! [`conformance`] holds what every implementation must do.
 
+pub mod acl;
 pub mod attr;
 pub mod conformance;
 pub mod errno;

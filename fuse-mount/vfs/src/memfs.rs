@@ -12,6 +12,7 @@ mod nodes;
 mod pages;
 mod rename;
 
+use crate::acl;
 use crate::attr::{
     Attr, DirEntry, FILE_BYTES_MAX, Ino, Kind, NewNode, SYMLINK_BYTES_MAX, SetAttr, StatFs, Timestamp,
 };
@@ -112,7 +113,10 @@ impl Filesystem for MemFs {
             node.pages_mut()?.truncate(size);
             node.mtime = now;
         }
-        node.mode = change.mode.map_or(node.mode, |mode| mode & 0o7777);
+        if let Some(mode) = change.mode {
+            node.mode = mode & 0o7777;
+            node.change_access_list(mode);
+        }
         node.uid = change.uid.unwrap_or(node.uid);
         node.gid = change.gid.unwrap_or(node.gid);
         node.mtime = change.mtime.unwrap_or(node.mtime);
@@ -157,6 +161,9 @@ impl Filesystem for MemFs {
         new.gid = if is_setgid { above.gid } else { caller.gid };
         if is_setgid && node.kind() == Kind::Directory {
             new.mode |= 0o2000;
+        }
+        if node.kind() != Kind::Symlink {
+            new.take_over(above.xattrs.get(acl::DEFAULT));
         }
         state.nodes.insert(ino, new);
         state.set_name(parent, name, ino, now)?;
@@ -371,7 +378,10 @@ impl Filesystem for MemFs {
         if others + name.len() + value.len() > XATTR_BYTES_MAX {
             return Err(Errno::ENOSPC);
         }
-        node.xattrs.insert(name.to_vec(), value.to_vec());
+        if acl::is_acl(name) {
+            acl::check(node.kind, name, value)?;
+        }
+        node.set_xattr(name, value);
         node.ctime = now;
         Ok(())
     }
@@ -384,8 +394,11 @@ impl Filesystem for MemFs {
         check_xattr_name(name)?;
         let mut state = self.lock();
         let node = state.node_mut(ino)?;
-        node.xattrs.remove(name).ok_or(Errno::ENODATA)?;
-        node.ctime = now;
+        match node.xattrs.remove(name) {
+            Some(_) => node.ctime = now,
+            None if acl::is_acl(name) => {}
+            None => return Err(Errno::ENODATA),
+        }
         Ok(())
     }
 

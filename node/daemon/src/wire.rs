@@ -63,6 +63,9 @@ pub(crate) struct VolumeState {
     pub(crate) durability: String,
     pub(crate) replicas: u8,
     pub(crate) size_limit: Option<u64>,
+    /// Whether it has POSIX ACLs.
+    #[serde(default)]
+    pub(crate) acl: bool,
     /// Names of the hosts that keep it.
     pub(crate) keepers: Vec<String>,
     /// The host that writes it, with the time since when (RFC 3339).
@@ -118,6 +121,9 @@ pub(crate) struct CreateVolume {
     pub(crate) uid: Option<u32>,
     pub(crate) gid: Option<u32>,
     pub(crate) mode: Option<String>,
+    /// Whether it has POSIX ACLs.
+    #[serde(default)]
+    pub(crate) acl: bool,
 }
 
 /// `remora volume mount`.

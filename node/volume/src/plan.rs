@@ -71,6 +71,10 @@ impl State {
             NewNode::Symlink(target) => (0, target),
             NewNode::File | NewNode::Directory | NewNode::Fifo | NewNode::Socket => (0, &[]),
         };
+        let mode = match self.default_list(parent)? {
+            Some(default) if node.kind() != Kind::Symlink => mode & !0o777 | default.inherited(mode).mode(),
+            _ => mode,
+        };
         let is_setgid = dir.mode & SETGID != 0;
         let inherited = if is_setgid && node.kind() == Kind::Directory { SETGID } else { 0 };
         Ok(Op::Make {

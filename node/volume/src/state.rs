@@ -18,6 +18,7 @@ pub mod content;
 pub mod handles;
 pub mod names;
 pub mod rebase;
+mod acl;
 mod apply_content;
 mod apply_names;
 mod load;

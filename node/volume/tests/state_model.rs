@@ -9,6 +9,7 @@ use std::sync::Arc;
 use proptest::prelude::{Just, ProptestConfig, Strategy, any, prop_oneof, proptest};
 use remora_dag::file::FileBuilder;
 use remora_dag::profile::Profile;
+use remora_vfs::acl::{ACCESS, DEFAULT};
 use remora_vfs::attr::{Ino, Kind, NewNode, ROOT_INO, SetAttr, Timestamp};
 use remora_vfs::conformance;
 use remora_vfs::errno::Errno;
@@ -69,9 +70,9 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(node, how, place, len)| Step::Allocate { node, how, place, len }),
         2 => ((node(), 0..4u64, 0..5000u64), (node(), 0..4u64, 0..5000u64), 1..2 * MIB)
             .prop_map(|(from, to, len)| Step::Copy { from, to, len }),
-        2 => (node(), 0..3usize, 0..700usize)
+        2 => (node(), 0..5usize, 0..700usize)
             .prop_map(|(node, name, len)| Step::SetXattr { node, name, len }),
-        1 => (node(), 0..3usize).prop_map(|(node, name)| Step::RemoveXattr { node, name }),
+        1 => (node(), 0..5usize).prop_map(|(node, name)| Step::RemoveXattr { node, name }),
         2 => node().prop_map(|node| Step::Forget { node }),
         4 => Just(Step::Cut),
         2 => Just(Step::Checkpoint),
@@ -81,7 +82,23 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 const NAMES: [&[u8]; 5] = [b"a", b"b", b"c.txt", b"\xff\xfe", b"long-long-long-long-long-long-long-name"];
-const XATTRS: [&[u8]; 3] = [b"user.one", b"user.two", b"security.three"];
+const XATTRS: [&[u8]; 5] = [b"user.one", b"user.two", b"security.three", ACCESS, DEFAULT];
+
+/// A value for an attribute; for a list, one that is sound more often than not.
+fn xattr_value(name: usize, len: usize, now: i64) -> Vec<u8> {
+    if name < 3 {
+        return vec![now as u8; len];
+    }
+    let perm = |shift: usize| (len >> shift & 7) as u16;
+    let mut entries = vec![(1u16, perm(0)), (4, perm(3)), (0x20, perm(6))];
+    if len % 3 > 0 {
+        entries.splice(1..1, [(2, perm(1))]);
+        entries.insert(3, (0x10, perm(4)));
+    }
+    entries.truncate(len.max(2));
+    let entries = entries.iter().flat_map(|(tag, perm)| [*tag, *perm, 7, 0].map(u16::to_le_bytes).concat());
+    2u32.to_le_bytes().into_iter().chain(entries).collect()
+}
 
 /// The same request to both.
 struct Pair {
@@ -252,7 +269,7 @@ impl Pair {
             }
             Step::SetXattr { node, name, len } => {
                 let node = self.node(node);
-                let value = vec![self.now as u8; len];
+                let value = xattr_value(name, len, self.now);
                 self.both(step, |fs, side| {
                     fs.setxattr(side_of(node, side), XATTRS[name], &value, XattrMode::Any, now)
                 });

@@ -1,5 +1,6 @@
 //! Inodes and the steps that keep names, link counts and lifetimes in line.
 
+use crate::acl::{self, Acl};
 use crate::attr::{Attr, DirEntry, Ino, Kind, NAME_BYTES_MAX, NewNode, ROOT_INO, Timestamp};
 use crate::errno::Errno;
 use crate::filesystem::Reply;
@@ -89,6 +90,35 @@ impl Node {
     pub(super) fn touch(&mut self, now: Timestamp) {
         self.mtime = now;
         self.ctime = now;
+    }
+
+    /// Sets an xattr; an access list sets the mode too, and is kept only if the mode does not say all of it.
+    pub(super) fn set_xattr(&mut self, name: &[u8], value: &[u8]) {
+        let list = if name == acl::ACCESS { Acl::parse(value) } else { None };
+        if let Some(list) = &list {
+            self.mode = self.mode & !0o777 | list.mode();
+        }
+        if list.is_some_and(|list| list.is_mode()) {
+            self.xattrs.remove(name);
+        } else {
+            self.xattrs.insert(name.to_vec(), value.to_vec());
+        }
+    }
+
+    /// The access list follows the mode.
+    pub(super) fn change_access_list(&mut self, mode: u16) {
+        if let Some(list) = self.xattrs.get(acl::ACCESS).and_then(|value| Acl::parse(value)) {
+            self.xattrs.insert(acl::ACCESS.to_vec(), list.with_mode(mode).encode());
+        }
+    }
+
+    /// A new node takes over the default list of its directory.
+    pub(super) fn take_over(&mut self, default: Option<&Vec<u8>>) {
+        let Some((value, list)) = default.and_then(|value| Some((value, Acl::parse(value)?))) else { return };
+        if self.kind == Kind::Directory {
+            self.xattrs.insert(acl::DEFAULT.to_vec(), value.clone());
+        }
+        self.set_xattr(acl::ACCESS, &list.inherited(self.mode).encode());
     }
 
     /// The content of a file.

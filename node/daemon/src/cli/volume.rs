@@ -57,6 +57,9 @@ struct Create {
     /// Mode of the root directory, octal
     #[arg(long, value_name = "OCTAL")]
     mode: Option<String>,
+    /// Keep and enforce POSIX ACLs; listings of many files take longer then
+    #[arg(long)]
+    acl: bool,
 }
 
 impl Volume {
@@ -72,6 +75,7 @@ impl Volume {
                     uid: c.uid,
                     gid: c.gid,
                     mode: c.mode,
+                    acl: c.acl,
                 };
                 let made: VolumeState = client.call(Method::POST, "/v1/volumes", &wish).await?;
                 if global.json {
@@ -151,6 +155,7 @@ fn print_one(v: &VolumeState) {
         vec!["replicas".into(), v.replicas.to_string()],
         vec!["keepers".into(), v.keepers.join(", ")],
         vec!["size limit".into(), v.size_limit.map_or_else(|| "none".into(), render::bytes)],
+        vec!["ACLs".into(), if v.acl { "yes" } else { "no" }.into()],
         vec![
             "holder".into(),
             v.holder.as_ref().map_or_else(|| "nobody".into(), |h| format!("{} since {}", h.host, h.since)),

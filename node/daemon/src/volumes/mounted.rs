@@ -9,6 +9,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use remora_cluster::volume_record::VolumeRecord;
+use remora_fuse_mount::docker::options::asks_for_acls;
 use remora_fuse_mount::mount::{Mount, MountOptions};
 use remora_fuse_mount::stale;
 use remora_vfs::filesystem::Filesystem;
@@ -37,14 +39,14 @@ pub(crate) struct Mounted {
 impl Mounted {
     /// Gives the volume to the kernel at `point`.
     pub(crate) fn start(
-        name: &str,
+        record: &VolumeRecord,
         writing: Writing,
         point: &Path,
         threads: usize,
     ) -> Result<Mounted, (Writing, Failure)> {
-        match present(name, &writing, point, threads) {
+        match present(record, &writing, point, threads) {
             Ok(mount) => Ok(Mounted {
-                name: name.to_owned(),
+                name: record.name.clone(),
                 writing,
                 mount,
                 ids: Mutex::new(BTreeMap::new()),
@@ -125,12 +127,13 @@ impl Mounted {
     }
 }
 
-fn present(name: &str, writing: &Writing, point: &Path, threads: usize) -> Result<Mount, Failure> {
+fn present(record: &VolumeRecord, writing: &Writing, point: &Path, threads: usize) -> Result<Mount, Failure> {
     prepare(point)?;
     let options = MountOptions {
-        fs_name: format!("remora:{name}"),
+        fs_name: format!("remora:{}", record.name),
         read_only: false,
         threads,
+        acl: asks_for_acls(&record.options),
         ..MountOptions::default()
     };
     let filesystem: Arc<dyn Filesystem> = Arc::clone(writing.volume()) as _;

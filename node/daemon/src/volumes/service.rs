@@ -13,7 +13,7 @@ use remora_cluster::identity::VolumeId;
 use remora_cluster::registry::catalogue::CatalogueEntry;
 use remora_cluster::registry::entry::Key;
 use remora_cluster::volume_record::{VolumeRecord, check_name};
-use remora_fuse_mount::docker::options::VolumeOptions;
+use remora_fuse_mount::docker::options::{VolumeOptions, asks_for_acls};
 
 use crate::config::Config;
 use crate::content::add::chain;
@@ -114,6 +114,7 @@ impl Volumes {
             },
             replicas: u8::try_from(record.replicas).unwrap_or(u8::MAX),
             size_limit: record.size_limit,
+            acl: asks_for_acls(&record.options),
             keepers: record.keepers.iter().map(|peer| self.members.name_of(peer)).collect(),
             holder,
             here: self.get(&record.id).map(|mounted| here(&mounted)),
@@ -229,7 +230,7 @@ impl Volumes {
         self.wait_for_end(&record.id);
         let writing = Writing::open(&self.keepers, record, self.limits)?;
         let point = point_of(&self.points, &record.id.to_string());
-        match Mounted::start(&record.name, writing, &point, MOUNT_THREADS) {
+        match Mounted::start(record, writing, &point, MOUNT_THREADS) {
             Ok(mounted) => {
                 let mounted = Arc::new(mounted);
                 self.mounted.lock().insert(record.id, Arc::clone(&mounted));

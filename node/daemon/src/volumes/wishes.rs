@@ -33,6 +33,7 @@ pub(crate) fn options(wish: &CreateVolume) -> Result<VolumeOptions, Failure> {
         ("uid", wish.uid.map(|n| n.to_string())),
         ("gid", wish.gid.map(|n| n.to_string())),
         ("mode", wish.mode.clone()),
+        ("acl", wish.acl.then(|| "true".to_owned())),
     ];
     let mut options = VolumeOptions::default();
     for (key, text) in texts {

@@ -1,6 +1,7 @@
 //! From requests to operations on content and attributes.
 
 use cid::Cid;
+use remora_vfs::acl::{check, is_acl};
 use remora_vfs::attr::{FILE_BYTES_MAX, Ino, Kind, SetAttr, Timestamp};
 use remora_vfs::errno::Errno;
 use remora_vfs::filesystem::{Allocate, XattrMode};
@@ -162,7 +163,7 @@ impl State {
     ///
     /// # Errors
     /// `EEXIST`, `ENODATA`, `ERANGE` for a name of a wrong length, `E2BIG`, `ENOSPC`, `EOPNOTSUPP` for a name that is ours;
-    /// [`Stop`].
+    /// what [`remora_vfs::acl::check`] says of a list; [`Stop`].
     pub fn plan_setxattr<'a>(
         &mut self,
         ino: Ino,
@@ -174,6 +175,9 @@ impl State {
         check_xattr_name(name)?;
         if value.len() > XATTR_VALUE_BYTES_MAX {
             return Err(Errno::E2BIG.into());
+        }
+        if is_acl(name) {
+            check(self.attr(ino)?.kind, name, value)?;
         }
         let map = self.xattrs(ino)?;
         let old = map.and_then(|map| map.get(name));
@@ -189,14 +193,20 @@ impl State {
         Ok(Op::SetXattr { ino, name, value, time: now })
     }
 
-    /// Removes an extended attribute.
+    /// Removes an extended attribute; `None` if it is a list that is not there.
     ///
     /// # Errors
     /// `ENODATA`; [`Stop`].
-    pub fn plan_removexattr<'a>(&mut self, ino: Ino, name: &'a [u8], now: Timestamp) -> Result<Op<'a>, Stop> {
+    pub fn plan_removexattr<'a>(
+        &mut self,
+        ino: Ino,
+        name: &'a [u8],
+        now: Timestamp,
+    ) -> Result<Option<Op<'a>>, Stop> {
         check_xattr_name(name)?;
         match self.xattrs(ino)?.is_some_and(|map| map.contains_key(name)) {
-            true => Ok(Op::RemoveXattr { ino, name, time: now }),
+            true => Ok(Some(Op::RemoveXattr { ino, name, time: now })),
+            false if is_acl(name) => Ok(None),
             false => Err(Errno::ENODATA.into()),
         }
     }

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use cid::Cid;
+use remora_vfs::acl::{check, is_acl};
 use remora_vfs::attr::{FILE_BYTES_MAX, Ino, Timestamp};
 
 use crate::extent::{ExtentSource, Extents};
 use crate::inode::{Body, Inode};
 use crate::op::Op;
 use crate::state::State;
+use crate::state::acl::{change_access_list, set_xattr};
 use crate::state::apply::Applied;
 use crate::stop::Stop;
 
@@ -175,6 +177,9 @@ impl State {
             return Err(Stop::Refused("not a change of attributes"));
         };
         self.ensure(ino)?;
+        if mode.is_some() {
+            self.xattrs(ino)?;
+        }
         let mut removed = 0;
         if let Some(size) = size {
             self.check_file(ino, size)?;
@@ -183,6 +188,9 @@ impl State {
         }
         let frozen = self.frozen;
         self.edit(ino, seq, |inode| {
+            if let Some(mode) = mode {
+                change_access_list(inode, mode);
+            }
             let attr = &mut inode.attr;
             attr.mode = mode.map_or(attr.mode, |mode| mode & 0o7777);
             attr.uid = uid.unwrap_or(attr.uid);
@@ -211,10 +219,14 @@ impl State {
         if value.is_none() && !has {
             return Err(Stop::Refused("a removed attribute that is not there"));
         }
+        if let Some(value) = value.filter(|_| is_acl(name)) {
+            let kind = self.loaded(ino)?.attr.kind;
+            check(kind, name, value).map_err(|_| Stop::Refused("an access list that cannot be"))?;
+        }
         self.edit(ino, seq, |inode| {
             inode.attr.ctime = time;
             match value {
-                Some(value) => inode.xattrs.set(name, value),
+                Some(value) => set_xattr(inode, name, value).unwrap_or_default(),
                 None => inode.xattrs.remove(name),
             }
         });

@@ -8,6 +8,7 @@ use crate::inode::{Body, DIR_SIZE, Inode, Names};
 use crate::inomap::LINKS_MAX;
 use crate::op::Op;
 use crate::state::State;
+use crate::state::acl::take_over;
 use crate::state::apply::Applied;
 use crate::state::changes::Changes;
 use crate::stop::Stop;
@@ -70,6 +71,7 @@ impl State {
         if ino < self.next_ino || self.find(parent, name)?.is_some() {
             return Err(Stop::Refused("a new inode or name that exists"));
         }
+        let default = self.default_list(parent)?;
         let attr = Attr {
             ino,
             kind,
@@ -90,6 +92,9 @@ impl State {
         };
         let mut inode = Inode::new(attr, target, seq);
         inode.names = Names::One(parent, name.into());
+        if let Some(default) = &default {
+            take_over(&mut inode, default);
+        }
         self.changes = self.changes + Changes::of(&inode);
         self.table.insert(ino, Box::new(inode));
         self.next_ino = ino + 1;

@@ -184,7 +184,7 @@ impl Filesystem for Volume {
     }
 
     fn removexattr(&self, ino: Ino, name: &[u8], now: Timestamp) -> Reply<()> {
-        self.shared.change(|state| state.plan_removexattr(ino, name, now).map(Some), |_, _| Ok(()))
+        self.shared.change(|state| state.plan_removexattr(ino, name, now), |_, _| Ok(()))
     }
 
     fn statfs(&self) -> Reply<StatFs> {

@@ -374,7 +374,7 @@ impl Filesystem for Rig {
     }
 
     fn removexattr(&self, ino: Ino, name: &[u8], now: Timestamp) -> Reply<()> {
-        self.run(|state| state.plan_removexattr(ino, name, now).map(Some))
+        self.run(|state| state.plan_removexattr(ino, name, now))
     }
 
     fn statfs(&self) -> Reply<StatFs> {
