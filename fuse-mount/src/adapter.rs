@@ -48,6 +48,9 @@ const COPY_BYTES_MAX: u64 = 0xffff_f000;
 /// Block size in `statfs`.
 const STATFS_BLOCK_BYTES: u32 = 4096;
 
+/// Where extended attributes may have names; a local file system refuses others, and so do we.
+const XATTR_SPACES: [&[u8]; 3] = [b"user.", b"security.", b"trusted."];
+
 /// Serves one mount from one file system.
 pub(crate) struct Adapter {
     fs: Arc<dyn Filesystem>,
@@ -132,7 +135,8 @@ impl Adapter {
         if self.agreed.has_acls && acl::is_acl(name.as_bytes()) {
             return Ok(());
         }
-        if is_system { Err(Errno::EOPNOTSUPP) } else { Ok(()) }
+        let is_known = XATTR_SPACES.iter().any(|space| name.as_bytes().starts_with(space));
+        if is_system || !is_known { Err(Errno::EOPNOTSUPP) } else { Ok(()) }
     }
 }
 
@@ -224,7 +228,10 @@ impl fuser::Filesystem for Adapter {
             if takes_privileges {
                 change.mode = mode_without(&fs.getattr(ino.0)?);
             }
-            // An atime alone is no change of the file.
+            if change == SetAttr::default() && atime.is_some() {
+                // An atime is not kept, but setting one is a change of the inode: its ctime is.
+                change.uid = Some(fs.getattr(ino.0)?.uid);
+            }
             if change == SetAttr::default() { fs.getattr(ino.0) } else { fs.setattr(ino.0, &change, now) }
         });
         if let (Some(atime), Ok(_)) = (atime, &result) {

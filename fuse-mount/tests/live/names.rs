@@ -1,9 +1,10 @@
 //! Names, attributes and listings through the kernel.
 
 use crate::live::scene::{Scene, as_nobody};
-use remora_fuse_mount::mount::MountOptions;
+use remora_fuse_mount::mount::{Mount, MountOptions};
 use remora_vfs::attr::ROOT_INO;
 use remora_vfs::filesystem::Filesystem;
+use remora_vfs::memfs::MemFs;
 use rustix::fs::{
     AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Timespec, Timestamps, XattrFlags, getxattr, lgetxattr,
     listxattr, mknodat, removexattr, renameat_with, setxattr, utimensat,
@@ -13,6 +14,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
+use std::sync::Arc;
 
 #[test]
 fn files_come_and_go() {
@@ -167,6 +169,26 @@ fn times_are_kept_to_the_nanosecond() {
 }
 
 #[test]
+fn a_set_atime_changes_the_ctime_and_is_shown_until_the_mount_ends() {
+    let scene = Scene::new();
+    let path = scene.file("f", b"x");
+    let before = fs::metadata(&path).unwrap();
+    let omit = Timespec { tv_sec: 0, tv_nsec: libc::UTIME_OMIT };
+    let times = Timestamps { last_access: Timespec { tv_sec: 5, tv_nsec: 7 }, last_modification: omit };
+    utimensat(CWD, &path, &times, AtFlags::empty()).unwrap();
+    let after = fs::metadata(&path).unwrap();
+    assert_eq!((after.atime(), after.atime_nsec()), (5, 7));
+    assert_eq!(after.modified().unwrap(), before.modified().unwrap());
+    assert_ne!((after.ctime(), after.ctime_nsec()), (before.ctime(), before.ctime_nsec()));
+    assert_eq!((after.uid(), after.mode()), (before.uid(), before.mode()));
+    scene.mount.unmount().unwrap();
+    let shared: Arc<dyn Filesystem> = Arc::<MemFs>::clone(&scene.fs);
+    let _again = Mount::start(shared, scene.place.dir(), &MountOptions::default()).unwrap();
+    let forgotten = fs::metadata(&path).unwrap();
+    assert_eq!(forgotten.accessed().unwrap(), forgotten.modified().unwrap(), "it reads as mtime");
+}
+
+#[test]
 fn xattrs_work() {
     let scene = Scene::new();
     let path = scene.file("f", b"x");
@@ -195,7 +217,7 @@ fn acls_are_refused_not_kept_without_being_enforced() {
     // A minimal ACL: what cp -a sends for mode 0640. Refused, cp sets the mode.
     let entry = |tag: u16, perm: u16| [tag.to_le_bytes(), perm.to_le_bytes(), [255; 2], [255; 2]].concat();
     let acl = [2u32.to_le_bytes().to_vec(), entry(1, 6), entry(4, 4), entry(0x20, 0)].concat();
-    for name in ["system.posix_acl_access", "system.other", "security.selinux"] {
+    for name in ["system.posix_acl_access", "system.other", "security.selinux", "other.name", "name"] {
         assert_eq!(setxattr(&path, name, &acl, XattrFlags::empty()), Err(Errno::OPNOTSUPP));
         assert_eq!(getxattr(&path, name, &mut [0; 100][..]), Err(Errno::OPNOTSUPP));
         assert_eq!(removexattr(&path, name), Err(Errno::OPNOTSUPP));

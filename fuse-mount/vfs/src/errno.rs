@@ -41,6 +41,7 @@ errnos! {
     ENOTDIR "Not a directory.",
     EISDIR "Is a directory.",
     EINVAL "Invalid argument.",
+    ENOTTY "Not an ioctl of this file.",
     EFBIG "File too large.",
     ENOSPC "No space left: on the store, or in the volume's size limit.",
     EROFS "Read-only.",
