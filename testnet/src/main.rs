@@ -42,11 +42,20 @@ enum Command {
     },
     /// Names, tickets, strangers, full disks and corrupt files: a clear error, nothing lost, the daemon alive
     Hostile,
-    /// pjdfstest 0.2.2 on a mounted volume
+    /// pjdfstest 0.2.2 on a mounted volume, or what it can do feature by feature
     Posix {
         /// Fail when more than this many cases fail
         #[arg(long, default_value_t = 0)]
         allow: u32,
+        /// Probe feature by feature instead, on ext4 and on a volume
+        #[arg(long)]
+        probe: bool,
+    },
+    /// fsx 0.3.2 and an exerciser of files that live on, on one host and from host to host
+    Fsx {
+        /// 3 seeds of 2,000 operations in place of 20 of 10,000
+        #[arg(long)]
+        short: bool,
     },
     /// ext4, a pass-through over FUSE and a volume on one disk, interleaved: medians of ratios, against the goals
     Bench {
@@ -128,7 +137,9 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Restart { rounds } => restart::run(rounds).map(drop),
         Command::Sizes { mib, rounds } => sizes::run(&mib, rounds),
         Command::Hostile => hostile::run(),
-        Command::Posix { allow } => posix::run(allow),
+        Command::Posix { probe: true, .. } => posix::probe::run(),
+        Command::Posix { allow, .. } => posix::run(allow),
+        Command::Fsx { short } => posix::fsx::run(short),
         Command::Bench { plot: Some(plot), out: Some(out), .. } => bench::draw(&plot, &out),
         Command::Bench { rounds, only, short, record, out, .. } => {
             bench::run(&bench::Options { rounds, only, short, record, out })

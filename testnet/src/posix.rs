@@ -1,12 +1,18 @@
-//! `remora-testnet posix`: pjdfstest 0.2.2 on a mounted volume, and on the native file system beside it.
+//! `remora-testnet posix`: pjdfstest 0.2.2 on a mounted volume, and on the native file system beside it; `--probe`: feature by feature.
 
-use std::path::{Path, PathBuf};
+mod exerciser;
+pub mod fsx;
+pub mod probe;
+mod tools;
+
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
 use crate::exe;
 use crate::nodes::cluster;
+use crate::posix::tools::install;
 use crate::report::Report;
 
 /// The suite; the version decides what the figures mean.
@@ -38,7 +44,7 @@ struct Verdict {
 /// Runs the suite natively and on a volume; more than `allow` failures on the volume are an error.
 pub fn run(allow: u32) -> Result<()> {
     exe::check_fuse()?;
-    let program = install()?;
+    let program = install(SUITE, VERSION, "; it needs libacl1-dev")?;
     let dir = exe::scratch("px")?;
     let mut report = Report::new("pjdfstest 0.2.2");
     let configuration = dir.path().join("pjdfstest.toml");
@@ -64,28 +70,6 @@ pub fn run(allow: u32) -> Result<()> {
     let failed = verdict.context("the suite did not run")?.failed;
     ensure!(failed <= allow, "{failed} cases failed, {allow} are allowed");
     Ok(())
-}
-
-/// The program, built from the registry into the target directory unless it is there.
-fn install() -> Result<PathBuf> {
-    let target = exe::path()?
-        .parent()
-        .and_then(Path::parent)
-        .context("the program lies in no directory")?
-        .to_path_buf();
-    let tools = target.join("tools");
-    let program = tools.join("bin").join(SUITE);
-    if program.exists() {
-        return Ok(program);
-    }
-    println!("building {SUITE} {VERSION} (once)");
-    let status = Command::new("cargo")
-        .args(["install", SUITE, "--version", VERSION, "--locked", "--root"])
-        .arg(&tools)
-        .status()
-        .context("run cargo install")?;
-    ensure!(status.success(), "cargo install {SUITE}: {status}; it needs libacl1-dev");
-    Ok(program)
 }
 
 fn suite(program: &Path, configuration: &Path, at: &Path) -> Result<(Verdict, Vec<String>)> {
