@@ -25,7 +25,7 @@ pub const WRITE_REF_BYTES_MAX: u64 = 1024 * 1024;
 /// One effect on a volume.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Op<'a> {
-    /// A new inode under a new name.
+    /// A new inode under a new name. The lists it takes over from its directory follow from that one's default list.
     Make {
         /// The directory.
         parent: Ino,
@@ -100,7 +100,7 @@ pub enum Op<'a> {
         /// When.
         time: Timestamp,
     },
-    /// Attributes change.
+    /// Attributes change; with the mode, an access list.
     SetAttr {
         /// The inode.
         ino: Ino,
@@ -117,7 +117,7 @@ pub enum Op<'a> {
         /// New ctime.
         ctime: Timestamp,
     },
-    /// An extended attribute is set.
+    /// An extended attribute is set; with an access list, the mode.
     SetXattr {
         /// The inode.
         ino: Ino,
