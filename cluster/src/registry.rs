@@ -117,12 +117,23 @@ impl Registry {
         self.me
     }
 
-    /// Writes `value` under `key` (None deletes it), newer than everything seen. The entry returned is in the registry;
-    /// write it to disk, then gossip it.
+    /// Writes `value` under `key` (None deletes it), newer than everything seen: [`Registry::draft`] and [`Registry::admit`] in one.
     ///
     /// # Errors
     /// Too large, or not ours to write; nothing has changed.
     pub fn put(&mut self, key: Key, value: Option<Vec<u8>>, now_unix_ms: u64) -> Result<Entry, EntryError> {
+        let entry = self.draft(key, value, now_unix_ms)?;
+        self.admit(entry.clone());
+        Ok(entry)
+    }
+
+    /// The entry that writes `value` under `key` (None deletes it), newer than everything seen. Nothing has changed yet: write
+    /// it to disk, [`Registry::admit`] it, then gossip it. An entry that did not reach the disk is forgotten, and its number is
+    /// the next one's.
+    ///
+    /// # Errors
+    /// Too large, or not ours to write.
+    pub fn draft(&self, key: Key, value: Option<Vec<u8>>, now_unix_ms: u64) -> Result<Entry, EntryError> {
         let mut clock = self.clock;
         let sequence = self.next_sequence();
         let entry = Entry { key, hlc: clock.tick(now_unix_ms), author: self.me, sequence, value };
@@ -130,10 +141,14 @@ impl Registry {
         if let Some(kept) = self.entries.get(&entry.key).filter(|kept| kept.is_final()) {
             return Err(EntryError::Final { key: kept.key.clone() });
         }
-        self.clock = clock;
-        self.insert(entry.clone());
-        self.note_sequence(self.me, sequence);
         Ok(entry)
+    }
+
+    /// Takes the newest draft, which is on disk now.
+    pub fn admit(&mut self, entry: Entry) {
+        self.clock.restore(entry.hlc);
+        self.note_sequence(self.me, entry.sequence);
+        self.insert(entry);
     }
 
     /// Takes an entry from elsewhere.

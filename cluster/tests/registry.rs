@@ -274,3 +274,21 @@ fn news_fits_gossip_messages_and_answers_fit_exchanges() {
     let (answer, _) = a.answer(RegistryMessage::Hello(registry(3).hello()), NOW);
     assert!(RegistryMessage::decode(&answer.encode()).is_ok());
 }
+
+#[test]
+fn an_entry_that_did_not_reach_the_disk_was_never_there() {
+    let mut registry = registry(1);
+    let name = |n: u8| Key::Holder(VolumeId([n; 16]));
+    let before = (registry.vector().clone(), registry.digest());
+    let lost = registry.draft(name(1), None, 5).unwrap();
+    assert_eq!((registry.vector().clone(), registry.digest()), before);
+    assert_eq!(registry.get(&name(1)), None);
+    let kept = registry.draft(name(2), None, 6).unwrap();
+    assert_eq!(kept.sequence, lost.sequence);
+    registry.admit(kept.clone());
+    assert_eq!(registry.get(&name(2)), Some(&kept));
+    assert!(
+        registry.put(name(3), None, 1).unwrap().hlc > kept.hlc,
+        "the clock goes on behind what was admitted"
+    );
+}

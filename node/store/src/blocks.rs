@@ -15,6 +15,7 @@ mod append;
 mod drain;
 mod open;
 mod read;
+mod reindex;
 pub mod sweep;
 pub mod touches;
 mod trait_impls;
@@ -204,7 +205,16 @@ impl Blocks {
     /// # Errors
     /// [`BlocksError::Newer`] changes nothing. Damage is not an error; see [`Blocks::recovery`].
     pub fn open(disk: Arc<dyn Disk>, dir: &Path, options: BlocksOptions) -> Result<Blocks, BlocksError> {
-        let (shared, recovery) = open::open(disk, dir, options)?;
+        let (shared, recovery) = match open::open(disk.clone(), dir, options.clone()) {
+            // The packs are whole: the store works without its index on disk.
+            Err(BlocksError::Index(error)) => {
+                let options = BlocksOptions { index: IndexKind::Memory, ..options };
+                let (shared, recovery) = open::open(disk, dir, options)?;
+                shared.index.note_failure(&error);
+                (shared, recovery)
+            }
+            other => other?,
+        };
         let shared = Arc::new(shared);
         let worker = if shared.options.is_background { Worker::start(&shared) } else { None };
         Ok(Blocks { shared, worker, recovery })
@@ -224,9 +234,7 @@ impl Blocks {
             return Ok(Some(bytes));
         }
         let digest = digest_of(cid)?;
-        let Some((pack, place)) = self.shared.find(&digest) else { return Ok(None) };
-        let bytes = read_whole(&pack, &place, &digest)?;
-        bytes.map(Some).ok_or_else(|| self.shared.suspect(cid, digest, &place))
+        self.shared.read_found(cid, &digest, |pack, place| read_whole(pack, place, &digest))
     }
 
     /// `len` bytes from `offset` of the block, clipped to it; only the 64 KiB pieces they lie in are read and proved.
@@ -238,9 +246,8 @@ impl Blocks {
             return Ok(Some(remora_dag::block::slice_of(&bytes, offset, len)));
         }
         let digest = digest_of(cid)?;
-        let Some((pack, place)) = self.shared.find(&digest) else { return Ok(None) };
-        let bytes = self.shared.read_range(&pack, &place, &digest, offset, len)?;
-        bytes.map(Some).ok_or_else(|| self.shared.suspect(cid, digest, &place))
+        self.shared
+            .read_found(cid, &digest, |pack, place| self.shared.read_range(pack, place, &digest, offset, len))
     }
 
     /// Whether the block is here: its frame's header was read and names it.
@@ -254,9 +261,12 @@ impl Blocks {
             return Ok(Some(bytes.len() as u64));
         }
         let digest = digest_of(cid)?;
-        let Some((pack, place)) = self.shared.find(&digest) else { return Ok(None) };
-        let header = self.shared.read_header(&pack, &place, &digest)?;
-        Ok(header.map(|header| u64::from(header.raw_bytes)))
+        let read = |pack: &Pack, place: &_| self.shared.read_header(pack, place, &digest);
+        match self.shared.read_found(cid, &digest, read) {
+            Ok(header) => Ok(header.map(|header| u64::from(header.raw_bytes))),
+            Err(BlocksError::Corrupt { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Stores a block whose bytes the caller has hashed. Readable at once, durable after the next [`Blocks::sync`]. A block that is
@@ -317,6 +327,11 @@ impl Blocks {
         let n_recent = self.shared.recent.read().len();
         stat.n_blocks = self.shared.index.len() + n_recent as u64;
         Ok(stat)
+    }
+
+    /// Why the index on disk was given up and places are kept in memory, if so. Nothing is lost by it but memory.
+    pub fn index_failure(&self) -> Option<Arc<str>> {
+        self.shared.index.failure()
     }
 
     /// Why nothing can be written, if so.

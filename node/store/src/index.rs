@@ -1,14 +1,18 @@
 //! Which frame holds a block: digest to place. Disposable; the packs are the truth.
 //!
 //! An answer is a hint: whoever reads the frame compares the digest in its header. A lost answer costs a block that is not found until
-//! the index is rebuilt, so [`IndexStore`] says when it may not be trusted: a mark beside the tables holds the generation and whether
-//! the last stop was clean. sled panics inside `open` on some damage, so it runs under `catch_unwind`, and any error or panic
-//! there wipes the directory.
+//! the index is rebuilt, so [`IndexStore`] says when it may not be trusted: a mark beside the tables holds the generation, whether
+//! the last stop was clean, which packs it is about, and after a clean stop the checksum of the tables. sled panics inside `open` on
+//! some damage, so it runs under `catch_unwind`, and any error or panic there wipes the directory. The first error later is final:
+//! from then on the places are kept in memory, and the next open begins anew.
+
+mod proof;
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
@@ -23,6 +27,8 @@ pub type Digest = [u8; 32];
 
 const CACHE_BYTES: u64 = 64 << 20;
 const PLACE_BYTES: usize = 24;
+/// Flushes until nothing is left, at most.
+const FLUSHES_MAX: usize = 16;
 const GENERATION_KEY: &[u8] = b"generation";
 
 /// Where a block's frame lies, and enough of its header to read it in one go.
@@ -103,6 +109,8 @@ pub struct Covered {
     pub pack: u64,
     /// Offset in it.
     pub offset: u64,
+    /// The pack's salt: the index of another store is about other packs.
+    pub salt: u32,
 }
 
 /// What the mark beside the tables says.
@@ -113,11 +121,17 @@ struct Mark {
     is_clean: bool,
     covered: Covered,
     n_entries: u64,
+    /// CRC32C of the tables' files; after a clean stop.
+    tables_crc: Option<u32>,
 }
 
 /// The index, wherever it is kept.
 pub struct IndexStore {
-    tables: Tables,
+    tables: RwLock<Tables>,
+    /// Whether it is known to have every place it should have.
+    is_proven: AtomicBool,
+    /// Why the tables were given up, if they were.
+    failure: RwLock<Option<Arc<str>>>,
 }
 
 enum Tables {
@@ -132,49 +146,113 @@ struct SledTables {
     mark: Slots<Mark>,
 }
 
+impl SledTables {
+    fn len(&self) -> u64 {
+        catch_unwind(AssertUnwindSafe(|| self.places.len() as u64)).unwrap_or(0)
+    }
+}
+
 impl IndexStore {
     /// Opens the index. What it returns beside it is up to where the packs are in it: everything behind must be put in again. A new,
-    /// damaged, foreign or incomplete index comes back empty with nothing covered.
-    ///
-    /// # Errors
-    /// Only if even an empty index cannot be made.
-    pub fn open(kind: &IndexKind) -> Result<(IndexStore, Covered), IndexError> {
-        let IndexKind::Sled(dir) = kind else { return Ok((IndexStore::in_memory(), Covered::default())) };
+    /// damaged or incomplete index comes back empty with nothing covered; one that cannot be made is kept in memory.
+    pub fn open(kind: &IndexKind) -> (IndexStore, Covered) {
+        let IndexKind::Sled(dir) = kind else { return (IndexStore::in_memory(), Covered::default()) };
         match reopen(dir) {
-            Ok(Some((tables, covered))) => {
-                return Ok((IndexStore { tables: Tables::Sled(Box::new(tables)) }, covered));
+            Ok(Some((tables, covered, is_proven))) => {
+                return (IndexStore::over(Tables::Sled(Box::new(tables)), is_proven), covered);
             }
             Ok(None) => {}
             Err(error) => tracing::warn!(dir = %dir.display(), %error, "index is wiped and rebuilt"),
         }
-        Ok((IndexStore { tables: Tables::Sled(Box::new(make_empty(dir)?)) }, Covered::default()))
+        (IndexStore::empty(dir), Covered::default())
+    }
+
+    /// An empty index in this directory, or in memory if that cannot be.
+    fn empty(dir: &Path) -> IndexStore {
+        match make_empty(dir) {
+            Ok(tables) => IndexStore::over(Tables::Sled(Box::new(tables)), true),
+            Err(error) => {
+                tracing::error!(dir = %dir.display(), %error, "no index can be made: places are kept in memory");
+                let index = IndexStore::in_memory();
+                index.note_failure(&error);
+                index
+            }
+        }
     }
 
     /// An empty index in memory.
     pub fn in_memory() -> IndexStore {
-        IndexStore { tables: Tables::Memory(RwLock::new(BTreeMap::new())) }
+        IndexStore::over(Tables::Memory(RwLock::new(BTreeMap::new())), true)
+    }
+
+    fn over(tables: Tables, is_proven: bool) -> IndexStore {
+        IndexStore {
+            tables: RwLock::new(tables),
+            is_proven: AtomicBool::new(is_proven),
+            failure: RwLock::new(None),
+        }
+    }
+
+    /// The same index without anything in it: what it said is about other packs.
+    pub fn wiped(self, kind: &IndexKind) -> IndexStore {
+        drop(self);
+        match kind {
+            IndexKind::Memory => IndexStore::in_memory(),
+            IndexKind::Sled(dir) => IndexStore::empty(dir),
+        }
+    }
+
+    /// Whether it is known to have every place it should have: made anew, or proved by its checksum after a clean stop.
+    pub fn is_proven(&self) -> bool {
+        self.is_proven.load(Ordering::Acquire)
+    }
+
+    /// Every place of the packs has been put in.
+    pub fn set_proven(&self) {
+        self.is_proven.store(true, Ordering::Release);
+    }
+
+    /// Why the tables on disk were given up and the places are in memory, if so.
+    pub fn failure(&self) -> Option<Arc<str>> {
+        self.failure.read().clone()
+    }
+
+    /// The tables on disk cannot be used; the first reason stays.
+    pub fn note_failure(&self, error: &IndexError) {
+        self.failure.write().get_or_insert_with(|| error.to_string().into());
+    }
+
+    /// Gives the tables up after `error`: from here on the places of `places` are the index. The next open begins anew.
+    pub fn give_up(&self, places: IndexStore, error: &IndexError) {
+        let before = std::mem::replace(&mut *self.tables.write(), places.tables.into_inner());
+        self.note_failure(error);
+        self.set_proven();
+        if let Tables::Sled(tables) = before {
+            if let Err(error) = std::fs::remove_file(tables.dir.join(INDEX_MARK)) {
+                tracing::warn!(%error, "the mark of a failed index stays; it says nothing that was not durable");
+            }
+            // Its destructor would write to what has failed.
+            std::mem::forget(tables);
+        }
     }
 
     /// Where the block may lie. `None` also for an answer that cannot be read.
-    pub fn get(&self, digest: &Digest) -> Option<BlockPlace> {
-        match &self.tables {
-            Tables::Memory(map) => map.read().get(digest).copied(),
+    ///
+    /// # Errors
+    /// The tables failed: see [`IndexStore::give_up`].
+    pub fn get(&self, digest: &Digest) -> Result<Option<BlockPlace>, IndexError> {
+        match &*self.tables.read() {
+            Tables::Memory(map) => Ok(map.read().get(digest).copied()),
             Tables::Sled(tables) => {
-                let answer = guarded(|| tables.places.get(digest));
-                match answer {
-                    Ok(value) => value.and_then(|value| BlockPlace::decode(&value)),
-                    Err(error) => {
-                        tracing::warn!(%error, "index lookup failed");
-                        None
-                    }
-                }
+                let value = guarded(|| tables.places.get(digest))?;
+                Ok(value.and_then(|value| BlockPlace::decode(&value)))
             }
         }
     }
 
     /// Puts places in; not durable.
     pub fn insert_all(&self, places: &[(Digest, BlockPlace)]) -> Result<(), IndexError> {
-        match &self.tables {
+        match &*self.tables.read() {
             Tables::Memory(map) => {
                 map.write().extend(places.iter().copied());
                 Ok(())
@@ -194,7 +272,7 @@ impl IndexStore {
 
     /// Takes places out; not durable: after a crash they may be back, and lead nowhere.
     pub fn remove_all(&self, digests: &[Digest]) -> Result<(), IndexError> {
-        match &self.tables {
+        match &*self.tables.read() {
             Tables::Memory(map) => {
                 let mut map = map.write();
                 for digest in digests {
@@ -212,34 +290,40 @@ impl IndexStore {
 
     /// Says how many places there are at least; fewer at an open after a crash mean that the tables lost some.
     pub fn set_count(&self, n_entries: u64) -> Result<(), IndexError> {
-        let Tables::Sled(tables) = &self.tables else { return Ok(()) };
+        let held = self.tables.read();
+        let Tables::Sled(tables) = &*held else { return Ok(()) };
         Ok(tables.mark.put(&Mark { n_entries, ..tables.mark.get() })?)
     }
 
     /// Makes everything put in so far durable, then says so: `covered` is where the packs were when the last of it was put in.
     pub fn checkpoint(&self, covered: Covered, is_clean: bool) -> Result<(), IndexError> {
-        let Tables::Sled(tables) = &self.tables else { return Ok(()) };
-        guarded(|| tables.db.flush())?;
-        sync_tables(&tables.dir)?;
+        let held = self.tables.read();
+        let Tables::Sled(tables) = &*held else { return Ok(()) };
         // Counting walks the whole tree, so only a clean stop does it; after an unclean one the last count is a lower bound.
-        let n_entries = if is_clean { self.len() } else { tables.mark.get().n_entries };
-        let mark = Mark { is_clean, covered, n_entries, ..tables.mark.get() };
+        let n_entries = if is_clean { tables.len() } else { tables.mark.get().n_entries };
+        // One flush may leave something for the next; sled's end would write it behind the checksum's back.
+        for _ in 0..FLUSHES_MAX {
+            if guarded(|| tables.db.flush())? == 0 {
+                break;
+            }
+        }
+        sync_tables(&tables.dir)?;
+        let tables_crc = if is_clean { Some(proof::crc_of(&tables.dir.join(INDEX_TABLES))?) } else { None };
+        let mark = Mark { is_clean, covered, n_entries, tables_crc, ..tables.mark.get() };
         Ok(tables.mark.put(&mark)?)
     }
 
     /// How many blocks it knows; walks all of them.
     pub fn len(&self) -> u64 {
-        match &self.tables {
+        match &*self.tables.read() {
             Tables::Memory(map) => map.read().len() as u64,
-            Tables::Sled(tables) => {
-                catch_unwind(AssertUnwindSafe(|| tables.places.len() as u64)).unwrap_or(0)
-            }
+            Tables::Sled(tables) => tables.len(),
         }
     }
 
     /// Whether it knows no block.
     pub fn is_empty(&self) -> bool {
-        match &self.tables {
+        match &*self.tables.read() {
             Tables::Memory(map) => map.read().is_empty(),
             Tables::Sled(tables) => tables.places.is_empty(),
         }
@@ -248,7 +332,7 @@ impl IndexStore {
     /// Up to `max` places in order of digest, behind `after`.
     pub fn page(&self, after: Option<&Digest>, max: usize) -> Result<Vec<(Digest, BlockPlace)>, IndexError> {
         use std::ops::Bound::{Excluded, Unbounded};
-        match &self.tables {
+        match &*self.tables.read() {
             Tables::Memory(map) => {
                 let map = map.read();
                 let from = after.map_or(Unbounded, |after| Excluded(*after));
@@ -271,8 +355,8 @@ impl IndexStore {
     }
 }
 
-/// Opens what an earlier process left; `None` if there is nothing to be trusted.
-fn reopen(dir: &Path) -> Result<Option<(SledTables, Covered)>, IndexError> {
+/// Opens what an earlier process left, and says whether its checksum proved it; `None` if there is nothing to be trusted.
+fn reopen(dir: &Path) -> Result<Option<(SledTables, Covered, bool)>, IndexError> {
     let mark: Slots<Mark> = match Slots::open(&RealDisk, &dir.join(INDEX_MARK)) {
         Ok(mark) => mark,
         Err(SlotsError::Missing { .. }) => return Ok(None),
@@ -282,6 +366,14 @@ fn reopen(dir: &Path) -> Result<Option<(SledTables, Covered)>, IndexError> {
     if said.version != INDEX_VERSION {
         return Ok(None);
     }
+    // Before sled sees them: it takes some damage for a torn end and forgets what follows.
+    let is_proven = match said.tables_crc.filter(|_| said.is_clean) {
+        Some(crc) if crc != proof::crc_of(&dir.join(INDEX_TABLES))? => {
+            tracing::warn!(dir = %dir.display(), "index is damaged: it is rebuilt from the packs");
+            return Ok(None);
+        }
+        crc => crc.is_some(),
+    };
     let (db, places) = open_tables(dir)?;
     let generation = guarded(|| db.get(GENERATION_KEY))?;
     if generation.as_deref() != Some(&said.generation.to_le_bytes()[..]) {
@@ -294,8 +386,8 @@ fn reopen(dir: &Path) -> Result<Option<(SledTables, Covered)>, IndexError> {
             return Ok(None);
         }
     }
-    mark.put(&Mark { is_clean: false, ..said.clone() })?;
-    Ok(Some((SledTables { dir: dir.to_path_buf(), db, places, mark }, said.covered)))
+    mark.put(&Mark { is_clean: false, tables_crc: None, ..said.clone() })?;
+    Ok(Some((SledTables { dir: dir.to_path_buf(), db, places, mark }, said.covered, is_proven)))
 }
 
 fn make_empty(dir: &Path) -> Result<SledTables, IndexError> {
@@ -324,6 +416,7 @@ fn make_empty(dir: &Path) -> Result<SledTables, IndexError> {
         is_clean: false,
         covered: Covered::default(),
         n_entries: 0,
+        tables_crc: None,
     };
     let mark = Slots::create(&RealDisk, &mark_path, &mark)?;
     Ok(SledTables { dir: dir.to_path_buf(), db, places, mark })

@@ -11,7 +11,7 @@ pub const FRAME_VERSION: u8 = 1;
 /// Version of a control slot.
 pub const SLOT_VERSION: u16 = 1;
 /// Version of what the index holds; another one is wiped and rebuilt.
-pub const INDEX_VERSION: u32 = 1;
+pub const INDEX_VERSION: u32 = 2;
 /// Version of the trailer that closes a sealed pack.
 pub const TRAILER_VERSION: u16 = 1;
 

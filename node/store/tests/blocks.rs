@@ -310,6 +310,65 @@ fn garbage_in_the_index_brings_everything_back_or_is_not_believed() {
 }
 
 #[test]
+fn any_flipped_bit_of_a_cleanly_closed_index_has_it_rebuilt() {
+    let store = OnDisk::filled();
+    let path = store.index().join("tables/db");
+    let whole = std::fs::read(&path).unwrap();
+    let used = whole.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+    for step in 0..10 {
+        let mut bytes = std::fs::read(&path).unwrap();
+        let at = used * step / 10 + step;
+        bytes[at] ^= 1 << (step % 8);
+        std::fs::write(&path, bytes).unwrap();
+        store.check(300);
+    }
+}
+
+#[test]
+fn an_index_of_another_store_is_not_believed() {
+    let (store, other) = (OnDisk::filled(), OnDisk::filled());
+    std::fs::remove_dir_all(store.index()).unwrap();
+    std::fs::rename(other.index(), store.index()).unwrap();
+    store.check(300);
+    store.check(0);
+}
+
+#[test]
+fn an_index_that_leads_astray_after_an_unclean_stop_is_mended_before_an_answer_is_given() {
+    let store = OnDisk::filled();
+    drop(store.open());
+    {
+        let db = sled::Config::new().path(store.index().join("tables")).open().unwrap();
+        let places = db.open_tree(b"places").unwrap();
+        let all: Vec<_> = places.iter().map(|entry| entry.unwrap()).collect();
+        for pair in all.chunks(2).take(40) {
+            let [(one, _), (_, other_place)] = pair else { panic!("an even number") };
+            places.insert(one, other_place).unwrap();
+        }
+        for (digest, _) in &all[200..220] {
+            places.remove(digest).unwrap();
+            places.insert([&digest[..31], &[0]].concat(), &[0; 24]).unwrap();
+        }
+        db.flush().unwrap();
+    }
+    let blocks = store.open();
+    for n in 0..300 {
+        let one = block(n, 3000);
+        assert_eq!(blocks.get(one.cid()).unwrap().as_ref(), Some(one.bytes()), "block {n}");
+    }
+}
+
+#[test]
+fn an_index_that_cannot_be_made_costs_no_block() {
+    let store = OnDisk::filled();
+    std::fs::remove_dir_all(store.index()).unwrap();
+    std::fs::write(store.index(), b"in the way").unwrap();
+    let blocks = store.open();
+    assert!(blocks.index_failure().is_some());
+    (0..300).for_each(|n| check(&blocks, &block(n, 3000)));
+}
+
+#[test]
 fn an_index_that_is_no_directory_of_tables_is_rebuilt() {
     let store = OnDisk::filled();
     std::fs::remove_dir_all(store.index().join("tables")).unwrap();

@@ -46,7 +46,28 @@ pub(crate) async fn status(State(services): Shared) -> Answer<Status> {
 fn warnings(services: &Services) -> Vec<String> {
     let mut warnings = services.warnings.lock().clone();
     warnings.extend(services.volumes.warnings());
+    warnings.extend(failures(services));
     warnings
+}
+
+/// Parts of the store that failed under this daemon; a restart opens what is really on disk.
+fn failures(services: &Services) -> Vec<String> {
+    let then = "look at the kernel's log, mend the disk, then restart the daemon";
+    let store = services.data.store();
+    let packs = services
+        .blocks
+        .store()
+        .failed()
+        .map(|why| format!("{} takes no more blocks ({why}): {then}", store.packs().display()));
+    let index = services.blocks.store().index_failure().map(|why| {
+        let index = store.index();
+        format!("{} failed ({why}): nothing is lost, places of blocks are kept in memory until the daemon is restarted", index.display())
+    });
+    let registry = services
+        .members
+        .failed()
+        .map(|why| format!("{} takes no more entries ({why}): {then}", store.registry().display()));
+    [packs, index, registry].into_iter().flatten().collect()
 }
 
 fn stat(services: &Services) -> StoreStat {

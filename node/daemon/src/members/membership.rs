@@ -102,6 +102,11 @@ impl Membership {
         self.call_members();
     }
 
+    /// Why nothing can be written into the registry any more, if so.
+    pub(crate) fn failed(&self) -> Option<Arc<str>> {
+        self.file.failed()
+    }
+
     pub(crate) fn net(&self) -> Option<&Net> {
         self.net.get()
     }
@@ -133,10 +138,12 @@ impl Membership {
     pub(crate) fn put(&self, key: Key, value: Option<Vec<u8>>) -> Result<(), Failure> {
         let entry = {
             let mut registry = self.registry.lock();
-            let entry = registry.put(key, value, unix_ms()).map_err(|e| Failure::failed(chain(&e)))?;
+            let entry = registry.draft(key, value, unix_ms()).map_err(|e| Failure::failed(chain(&e)))?;
+            // What is not on disk must not be told: after a restart its number would be given to another entry.
             self.file
                 .append(&Registry::frame(&entry))
                 .map_err(|e| Failure::failed(format!("write the registry: {}", chain(&e))))?;
+            registry.admit(entry.clone());
             entry
         };
         for message in Registry::pack_news(&[entry]) {

@@ -95,7 +95,10 @@ impl Shared {
         let places = self.recent.write().begin_drain();
         let moved = self.sync().and_then(|()| {
             let places: Vec<(Digest, _)> = places.iter().map(|(digest, place)| (*digest, *place)).collect();
-            Ok(self.index.insert_all(&places)?)
+            self.index.insert_all(&places).or_else(|error| {
+                self.give_index_up(&error);
+                Ok(self.index.insert_all(&places)?)
+            })
         });
         let mut recent = self.recent.write();
         match moved {
@@ -117,7 +120,7 @@ impl Shared {
         // What is written from here on may or may not be moved; it is behind `covered` and will be looked at again.
         let covered = {
             let append = self.append.lock();
-            Covered { pack: append.pack.number, offset: append.end.at }
+            Covered { pack: append.pack.number, offset: append.end.at, salt: append.pack.salt }
         };
         if !self.drain_locked()? {
             return Ok(());
@@ -126,6 +129,10 @@ impl Shared {
             mark_of(covered.pack, covered.offset) <= self.append.lock().synced,
             "index ahead of the packs"
         );
-        Ok(self.index.checkpoint(covered, is_clean)?)
+        if let Err(error) = self.index.checkpoint(covered, is_clean) {
+            // A sync that failed once says nothing the next time: what it has is not believed any more.
+            self.give_index_up(&error);
+        }
+        Ok(())
     }
 }

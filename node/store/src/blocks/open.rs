@@ -47,7 +47,11 @@ pub(super) fn open(
     disk.create_dir_all(dir).map_err(DiskFault::at("make pack directory", dir))?;
     let mut recovery = BlocksRecovery::default();
     let (packs, highest) = find_packs(&*disk, dir, &mut recovery)?;
-    let (index, covered) = IndexStore::open(&options.index)?;
+    let (mut index, mut covered) = IndexStore::open(&options.index);
+    if is_foreign(covered, &packs) {
+        tracing::warn!("the index is about other packs: it is rebuilt from these");
+        (index, covered) = (index.wiped(&options.index), Covered::default());
+    }
     let mut tail: Option<(Arc<Pack>, Opened)> = None;
     // Header CRC of the last block before the pack that is written on, if its pack had no seal.
     let mut last_prev = 0;
@@ -178,7 +182,7 @@ fn find_packs(
 /// Leaves out second copies that are not whole: a sweep was cut off, and the first copy is still there.
 ///
 /// A pack's seal may have reached the disk before the blocks it tells of; nobody was promised those, but the copy behind them was.
-fn without_lesser_copies(
+pub(super) fn without_lesser_copies(
     packs: &[Arc<Pack>],
     index: &IndexStore,
     new: Entries,
@@ -189,9 +193,9 @@ fn without_lesser_copies(
     };
     let mut kept = Vec::with_capacity(new.len());
     for (digest, place) in new {
-        let known = index.get(&digest).filter(|known| *known != place && pack_of(known.pack).is_some());
+        let known = index.get(&digest)?.filter(|known| *known != place && pack_of(known.pack).is_some());
         let is_lesser = match (known, pack_of(place.pack)) {
-            (Some(_), Some(pack)) => read_whole(pack, &place, &digest)?.is_none(),
+            (Some(_), Some(pack)) => !matches!(read_whole(pack, &place, &digest), Ok(Some(_))),
             _ => false,
         };
         if !is_lesser {
@@ -199,6 +203,12 @@ fn without_lesser_copies(
         }
     }
     Ok(kept)
+}
+
+/// Whether an index that covers this much was made over other packs than these.
+fn is_foreign(covered: Covered, packs: &[Arc<Pack>]) -> bool {
+    covered != Covered::default()
+        && !packs.iter().any(|pack| pack.number == covered.pack && pack.salt == covered.salt)
 }
 
 fn covers(covered: Covered, place: &BlockPlace) -> bool {

@@ -29,7 +29,7 @@ impl Shared {
             // Recent first, the index second, and recent once more: a place moves from one to the other in between.
             let place = {
                 let recent = self.recent.read().get(digest);
-                recent.or_else(|| self.index.get(digest)).or_else(|| self.recent.read().get(digest))
+                recent.or_else(|| self.indexed(digest)).or_else(|| self.recent.read().get(digest))
             }?;
             if let Some(pack) = self.packs.read().get(&place.pack).cloned() {
                 return Some((pack, place));
@@ -92,7 +92,8 @@ impl Shared {
         if self.suspects.lock().contains(digest) {
             return Ok(false);
         }
-        Ok(self.read_header(&pack, &place, digest)?.is_some())
+        // A frame that cannot be read is as good as none: the block is stored anew.
+        Ok(matches!(self.read_header(&pack, &place, digest), Ok(Some(_))))
     }
 
     pub(super) fn suspect(&self, cid: &Cid, digest: Digest, place: &BlockPlace) -> BlocksError {

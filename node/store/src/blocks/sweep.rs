@@ -222,6 +222,8 @@ impl Shared {
             return Ok(false);
         }
         self.drain()?;
+        // Whoever reads all places anew must not find this pack half gone.
+        let _one_at_a_time = self.drain.lock();
         self.packs.write().remove(&(pack.number as u32));
         self.disk.remove(&pack.path).map_err(DiskFault::at("remove pack", &pack.path))?;
         self.disk.sync_dir(&self.dir).map_err(DiskFault::at("remove pack", &pack.path))?;
@@ -241,7 +243,7 @@ impl Shared {
         let mut stay = Vec::new();
         let mut dead = Vec::new();
         for (digest, place) in batch {
-            if self.recent.read().get(digest).is_some() || self.index.get(digest) != Some(*place) {
+            if self.recent.read().get(digest).is_some() || self.index.get(digest)? != Some(*place) {
                 continue;
             }
             if live.has(digest) || touches.has(digest) {
