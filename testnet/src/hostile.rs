@@ -4,8 +4,8 @@
 //! when the exit code or the words are others, when a file changed that must not, or when the daemon did not survive.
 
 mod damage;
-mod disk;
-mod full;
+pub(crate) mod disk;
+pub(crate) mod full;
 mod names;
 mod papers;
 mod socket;

@@ -114,6 +114,12 @@ impl Writer {
         self.acknowledged.load(Ordering::SeqCst)
     }
 
+    /// Whether it ended by itself: something it was told failed.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.listener.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
     /// The file it writes.
     #[must_use]
     pub fn path(&self) -> &Path {

@@ -15,6 +15,8 @@ pub mod restart;
 pub mod sizes;
 pub mod moving;
 pub mod hostile;
+pub mod corruption;
+pub mod faults;
 pub mod posix;
 pub mod faultdisk;
 pub mod crash;

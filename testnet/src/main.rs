@@ -8,6 +8,7 @@ use remora_testnet::crash::workload::Workload;
 use remora_testnet::{
     bench, crash, demo, hostile, ledger, moving, posix, restart, scale, simulate, sizes, soak,
 };
+use remora_testnet::{corruption, faults};
 
 /// Proves Remora on this machine: hosts, faults, simulation, benchmarks, the demo.
 #[derive(Parser)]
@@ -21,6 +22,26 @@ struct Cli {
 enum Command {
     /// The main job: a volume is filled, handed to another node, compared; a daemon is killed, nothing is lost
     Demo,
+    /// The disk is full, or fails, in the middle of work: an error, nothing acknowledged lost, and on it goes
+    Faults {
+        /// The store fills up under pgbench and under an untar
+        #[arg(long)]
+        full_disk: bool,
+        /// Writes and flushes of the disk fail
+        #[arg(long)]
+        failed_fsync: bool,
+        /// Smaller loads
+        #[arg(long)]
+        short: bool,
+    },
+    /// Bits turned over, files cut short, indexes gone: found, healed or told, never wrong bytes
+    Corruption {
+        /// Small files and few rounds: a minute
+        #[arg(long)]
+        short: bool,
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
     /// Two hosts with a Docker engine each: databases and 5,000 files follow their containers
     Move {
         /// Smaller loads: a minute
@@ -133,6 +154,10 @@ fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Demo => demo::run(),
+        Command::Faults { full_disk, failed_fsync, short } => {
+            faults::run(faults::Options { full_disk, failed_fsync, is_short: short })
+        }
+        Command::Corruption { short, seed } => corruption::run(short, seed),
         Command::Move { short } => moving::run(short),
         Command::Restart { rounds } => restart::run(rounds).map(drop),
         Command::Sizes { mib, rounds } => sizes::run(&mib, rounds),

@@ -109,6 +109,9 @@ pub(crate) struct Here {
     pub(crate) lag_commits: u64,
     /// Why the volume stepped down, if it did.
     pub(crate) failed: Option<String>,
+    /// What to do about it.
+    #[serde(default)]
+    pub(crate) advice: Option<String>,
 }
 
 /// `remora volume create`.

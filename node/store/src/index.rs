@@ -396,6 +396,9 @@ fn make_empty(dir: &Path) -> Result<SledTables, IndexError> {
         Ok(mark) => mark.get().generation,
         Err(_) => 0,
     };
+    if dir.is_file() {
+        std::fs::remove_file(dir).map_err(DiskFault::at("wipe index", dir))?;
+    }
     let tables = dir.join(INDEX_TABLES);
     match std::fs::remove_dir_all(&tables) {
         Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {

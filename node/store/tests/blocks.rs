@@ -361,11 +361,21 @@ fn an_index_that_leads_astray_after_an_unclean_stop_is_mended_before_an_answer_i
 #[test]
 fn an_index_that_cannot_be_made_costs_no_block() {
     let store = OnDisk::filled();
-    std::fs::remove_dir_all(store.index()).unwrap();
-    std::fs::write(store.index(), b"in the way").unwrap();
-    let blocks = store.open();
+    let packs = store.dir.path().join("packs");
+    let nowhere = packs.join("0000000001.pack/index");
+    let options = BlocksOptions { pack_bytes: 200_000, ..BlocksOptions::new(IndexKind::Sled(nowhere)) };
+    let blocks = Blocks::open(Arc::new(RealDisk), &packs, options).unwrap();
     assert!(blocks.index_failure().is_some());
     (0..300).for_each(|n| check(&blocks, &block(n, 3000)));
+}
+
+#[test]
+fn a_file_in_the_place_of_the_index_is_no_obstacle() {
+    let store = OnDisk::filled();
+    std::fs::remove_dir_all(store.index()).unwrap();
+    std::fs::write(store.index(), b"in the way").unwrap();
+    store.check(300);
+    store.check(0);
 }
 
 #[test]

@@ -15,24 +15,24 @@ use crate::nodes::Node;
 const END_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// What a file begins with that a case looks for again in logs and packs.
-pub(super) const MARK: &[u8] = b"the quick remora holds on to the slow shark";
+pub(crate) const MARK: &[u8] = b"the quick remora holds on to the slow shark";
 
 /// A node that was filled and stopped: two volumes, one block of content.
-pub(super) struct Filled {
-    pub(super) data: PathBuf,
+pub(crate) struct Filled {
+    pub(crate) data: PathBuf,
     /// Of the added file.
-    pub(super) cid: String,
+    pub(crate) cid: String,
 }
 
 /// Volumes of the filled node; the first holds [`MARK`].
-pub(super) const VOLUMES: [&str; 2] = ["marked", "bystander"];
+pub(crate) const VOLUMES: [&str; 2] = ["marked", "bystander"];
 
 /// Files of each volume.
-pub(super) const FILES: u64 = 20;
+pub(crate) const FILES: u64 = 20;
 
 impl Filled {
     /// Makes the node in `dir`; it does not run afterwards.
-    pub(super) fn make(dir: &Path) -> Result<Filled> {
+    pub(crate) fn make(dir: &Path) -> Result<Filled> {
         let mut node = Node::init(dir, "good")?;
         node.start()?;
         node.ok(&["ticket"])?;
@@ -55,7 +55,7 @@ impl Filled {
     }
 
     /// A copy of it as the node `name`.
-    pub(super) fn copy(&self, dir: &Path, name: &str) -> Result<Node> {
+    pub(crate) fn copy(&self, dir: &Path, name: &str) -> Result<Node> {
         let node = Node::place(dir, name);
         let done =
             Command::new("cp").arg("-a").arg(&self.data).arg(node.data()).status().context("run cp")?;
@@ -65,19 +65,19 @@ impl Filled {
 }
 
 /// What a file of a volume holds, the marked one aside.
-pub(super) fn body(volume: &str, file: u64) -> Vec<u8> {
+pub(crate) fn body(volume: &str, file: u64) -> Vec<u8> {
     format!("{volume} {file}\n").repeat(10).into_bytes()
 }
 
 /// 512 KiB that do not compress, so that they are found again in a pack.
-pub(super) fn noise() -> Vec<u8> {
+pub(crate) fn noise() -> Vec<u8> {
     (0..1u64 << 16)
         .flat_map(|n| (n ^ 0x5555).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(23).to_le_bytes())
         .collect()
 }
 
 /// Turns one bit over.
-pub(super) fn flip(path: &Path, at: u64) -> Result<()> {
+pub(crate) fn flip(path: &Path, at: u64) -> Result<()> {
     let file = File::options()
         .read(true)
         .write(true)
@@ -90,7 +90,7 @@ pub(super) fn flip(path: &Path, at: u64) -> Result<()> {
 }
 
 /// Files below `dir` with this extension, in order.
-pub(super) fn files(dir: &Path, extension: &str) -> Result<Vec<PathBuf>> {
+pub(crate) fn files(dir: &Path, extension: &str) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut queue = vec![dir.to_path_buf()];
     while let Some(dir) = queue.pop() {
@@ -108,7 +108,7 @@ pub(super) fn files(dir: &Path, extension: &str) -> Result<Vec<PathBuf>> {
 }
 
 /// The file among `files` that holds these bytes, and where.
-pub(super) fn find(files: &[PathBuf], bytes: &[u8]) -> Result<(PathBuf, u64)> {
+pub(crate) fn find(files: &[PathBuf], bytes: &[u8]) -> Result<(PathBuf, u64)> {
     for path in files {
         let held = std::fs::read(path)?;
         if let Some(at) = held.windows(bytes.len()).position(|window| window == bytes) {
@@ -119,7 +119,7 @@ pub(super) fn find(files: &[PathBuf], bytes: &[u8]) -> Result<(PathBuf, u64)> {
 }
 
 /// What is durable of a node: all but the lock, the index (which is rebuilt from the rest) and sockets.
-pub(super) fn truth(data: &Path) -> Result<Manifest> {
+pub(crate) fn truth(data: &Path) -> Result<Manifest> {
     let mut found = manifest(data, &|_| {})?;
     found.retain(|path, seen| {
         let is_socket = seen.mode & libc::S_IFMT == libc::S_IFSOCK;
@@ -130,14 +130,14 @@ pub(super) fn truth(data: &Path) -> Result<Manifest> {
 }
 
 /// Nothing durable was changed.
-pub(super) fn check_unchanged(what: &str, before: &Manifest, data: &Path) -> Result<()> {
+pub(crate) fn check_unchanged(what: &str, before: &Manifest, data: &Path) -> Result<()> {
     let changed = differences(before, &truth(data)?, 5);
     ensure!(changed.is_empty(), "{what}: the refused start changed files:\n{}", changed.join("\n"));
     Ok(())
 }
 
 /// Starts a daemon that has to end by itself, and answers how.
-pub(super) fn short_life(node: &Node) -> Result<Output> {
+pub(crate) fn short_life(node: &Node) -> Result<Output> {
     let mut command = node.command()?;
     command.args(["daemon", "--docker-plugin", "off"]).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().context("start the daemon")?;

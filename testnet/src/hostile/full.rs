@@ -29,7 +29,7 @@ pub(super) fn run(cases: &mut Cases, dir: &Path) -> Result<()> {
     noise_file(&base, FILE_BYTES, 7, &|_| {})?;
     let noise = Noise(std::fs::read(&base)?);
     for (what, reserve) in [("32 MiB kept free", 32 << 20), ("nothing kept free", 0)] {
-        let disk = LoopDisk::make(dir, &format!("disk{reserve}"))?;
+        let disk = LoopDisk::make(dir, &format!("disk{reserve}"), DISK_BYTES)?;
         let mut node = Node::init(&disk.at, "full")?;
         let outcome =
             fill_and_free(cases, &format!("full disk, {what}"), &mut node, (&disk.at, &noise), reserve);
@@ -40,15 +40,17 @@ pub(super) fn run(cases: &mut Cases, dir: &Path) -> Result<()> {
 }
 
 /// An ext4 file system of its own in a file; gone when dropped.
-struct LoopDisk {
-    at: PathBuf,
+pub(crate) struct LoopDisk {
+    /// Where it is mounted.
+    pub(crate) at: PathBuf,
     image: PathBuf,
 }
 
 impl LoopDisk {
-    fn make(dir: &Path, name: &str) -> Result<LoopDisk> {
+    /// An empty one of `bytes`, mounted on `dir/name`.
+    pub(crate) fn make(dir: &Path, name: &str, bytes: u64) -> Result<LoopDisk> {
         let disk = LoopDisk { at: dir.join(name), image: dir.join(format!("{name}.img")) };
-        File::create(&disk.image)?.set_len(DISK_BYTES)?;
+        File::create(&disk.image)?.set_len(bytes)?;
         std::fs::create_dir(&disk.at)?;
         tool(Command::new("mkfs.ext4").args(["-q", "-m", "0"]).arg(&disk.image))?;
         // The loop device goes with the mount.
@@ -117,7 +119,8 @@ fn file_at(mount: &Path, number: u64) -> PathBuf {
     mount.join(format!("file{number}"))
 }
 
-fn set_reserve(node: &Node, reserve: u64) -> Result<()> {
+/// Sets `reserve_bytes` in the config of a node that does not run.
+pub(crate) fn set_reserve(node: &Node, reserve: u64) -> Result<()> {
     let config = node.data().join("config.toml");
     let text = std::fs::read_to_string(&config)?;
     let lines = text.lines().map(|line| {

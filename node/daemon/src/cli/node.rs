@@ -185,6 +185,9 @@ pub(crate) async fn status(global: &Global) -> Result<(), Failure> {
                 |why| format!("STEPPED DOWN: {why}"),
             );
             render::line(&format!("  {}  {}  {state}", volume.name, here.mounts.join(" ")));
+            if let Some(advice) = &here.advice {
+                render::line(&format!("    what to do: {advice}"));
+            }
         }
     }
     for warning in &status.warnings {

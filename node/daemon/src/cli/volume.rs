@@ -177,6 +177,9 @@ fn print_one(v: &VolumeState) {
         if let Some(why) = &here.failed {
             rows.push(vec!["STEPPED DOWN".into(), why.clone()]);
         }
+        if let Some(advice) = &here.advice {
+            rows.push(vec!["what to do".into(), advice.clone()]);
+        }
     }
     render::table(&["", ""], rows);
 }

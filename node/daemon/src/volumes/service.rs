@@ -23,6 +23,7 @@ use crate::keepers::writing::{Limits, Writing};
 use crate::members::membership::Membership;
 use crate::members::now::{rfc3339, unix_ms};
 use crate::paths::DataDir;
+use crate::volumes::advice;
 use crate::volumes::mounted::{Mounted, clear_dead, point_of, unbind};
 use crate::volumes::remembered::{Mounts, Remembered};
 use crate::volumes::wishes;
@@ -381,6 +382,7 @@ fn here(mounted: &Mounted) -> Here {
         files: status.inodes,
         bytes: status.bytes,
         lag_commits: mounted.writing.lag(),
+        advice: status.failed.as_deref().map(|why| advice::on(why).to_owned()),
         failed: status.failed,
     }
 }

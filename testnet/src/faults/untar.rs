@@ -1,0 +1,224 @@
+//! The store fills up in the middle of an untar. Space comes back from outside the store first, then from inside the volume.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::compare::{Manifest, Seen, differences, manifest};
+use crate::exe;
+use crate::hostile::full::{LoopDisk, set_reserve};
+use crate::nodes::Node;
+use crate::report::Report;
+use crate::workload::{noise_file, source_tree};
+
+/// Kept free by the node on its disk.
+pub(super) const RESERVE_BYTES: u64 = 80 << 20;
+
+/// How long freed space may take to be used.
+const FREED_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A node on a disk of its own that somebody else can fill.
+pub(super) struct Store {
+    pub(super) node: Node,
+    disk: LoopDisk,
+}
+
+impl Store {
+    pub(super) fn make(dir: &Path, bytes: u64) -> Result<Store> {
+        let disk = LoopDisk::make(dir, "disk", bytes)?;
+        let node = Node::init(&disk.at, "node")?;
+        set_reserve(&node, RESERVE_BYTES)?;
+        Ok(Store { node, disk })
+    }
+
+    /// Starts the node and mounts its volume `v`.
+    pub(super) fn start(&mut self) -> Result<PathBuf> {
+        self.node.start()?;
+        self.node.ok(&["volume", "create", "v"])?;
+        self.node.mount("v")
+    }
+
+    fn ballast(&self) -> PathBuf {
+        self.disk.at.join("ballast")
+    }
+
+    /// Bytes free on the disk.
+    pub(super) fn free_bytes(&self) -> Result<u64> {
+        let stat = rustix::fs::statvfs(&self.disk.at)?;
+        Ok(stat.f_bavail * stat.f_frsize)
+    }
+
+    /// A foreign file takes everything but `left` bytes above the reserve.
+    pub(super) fn take_space(&self, left: u64) -> Result<()> {
+        let take = self.free_bytes()?.saturating_sub(RESERVE_BYTES + left);
+        if take == 0 {
+            return Ok(());
+        }
+        let file = File::create(self.ballast())?;
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, take).context("take the space")
+    }
+
+    /// The foreign file goes.
+    pub(super) fn free_ballast(&self) -> Result<()> {
+        std::fs::remove_file(self.ballast()).context("remove the foreign file")
+    }
+}
+
+pub(super) fn run(report: &mut Report, is_short: bool) -> Result<()> {
+    let dir = exe::scratch("full-tar")?;
+    let mut store = Store::make(dir.path(), 600 << 20)?;
+    let outcome = under_untar(report, dir.path(), &mut store, if is_short { 1500 } else { 6000 });
+    outcome.with_context(|| store.node.last_words())
+}
+
+/// A tree, and the archive of it.
+struct Archive {
+    path: PathBuf,
+    files: Manifest,
+}
+
+impl Archive {
+    fn make(dir: &Path, n_files: u64) -> Result<Archive> {
+        let (tree, path) = (dir.join("tree"), dir.join("tree.tar"));
+        source_tree(&tree, n_files, &|_| {})?;
+        // Larger ones, too, that do not go into the log.
+        for number in 0..6 {
+            noise_file(&tree.join(format!("zz-noise{number}")), 3 << 20, number, &|_| {})?;
+        }
+        let done = Command::new("tar")
+            .args(["--format=posix", "-cf"])
+            .arg(&path)
+            .arg("-C")
+            .arg(&tree)
+            .arg(".")
+            .status()?;
+        ensure!(done.success(), "tar ended with {done}");
+        Ok(Archive { path, files: manifest(&tree, &|_| {})? })
+    }
+
+    fn unpack(&self, into: &Path) -> Result<Output> {
+        let mut tar = Command::new("tar");
+        tar.env("LC_ALL", "C").arg("-xf").arg(&self.path).arg("-C").arg(into).output().context("run tar")
+    }
+}
+
+fn under_untar(report: &mut Report, dir: &Path, store: &mut Store, n_files: u64) -> Result<()> {
+    let archive = Archive::make(dir, n_files)?;
+    let bytes: u64 = archive.files.values().map(|seen| seen.size).sum();
+    let mount = store.start()?;
+    let pid = store.node.pid();
+    let into = mount.join("into");
+    std::fs::create_dir(&into)?;
+    let mut kept = BTreeSet::new();
+    report.step("untar: the disk fills up", 0, |_| {
+        // Half of it fits.
+        store.take_space(bytes / 2)?;
+        let out = archive.unpack(&into)?;
+        check_told(&out)?;
+        kept = sync_what_is_whole(&into, &archive.files)?;
+        anyhow::Ok(format!(
+            "ENOSPC and nothing else; {} of {} files whole and synced",
+            kept.len(),
+            archive.files.len()
+        ))
+    })?;
+    report.step("untar: space is freed from outside, again", 0, |_| {
+        check_kept(&into, &archive.files, &kept).context("on the full disk")?;
+        store.free_ballast()?;
+        let waited = unpack_again(&archive, &into)?;
+        let changed = differences(&archive.files, &manifest(&into, &|_| {})?, 5);
+        ensure!(changed.is_empty(), "the tree is another one:\n{}", changed.join("\n"));
+        ensure!(store.node.pid() == pid && pid.is_some(), "the daemon is another one");
+        anyhow::Ok(format!("whole after {waited:.1?}, without a restart"))
+    })?;
+    report.step("untar: the disk fills up, files are removed inside", 0, |_| {
+        from_inside(store, &mount, &archive)
+    })?;
+    report.step("untar: kill -9, restart", 0, |_| {
+        store.node.kill()?;
+        store.node.start()?;
+        let into = store.node.mount("v")?.join("into");
+        let found = manifest(&into, &|_| {})?;
+        let changed = differences(&archive.files, &found, 5);
+        ensure!(changed.is_empty(), "the tree is another one:\n{}", changed.join("\n"));
+        anyhow::Ok(format!("{} names as they were", found.len()))
+    })?;
+    store.node.unmount(&mount)?;
+    store.node.stop()
+}
+
+/// tar says of each file that it has no space, and nothing else.
+fn check_told(out: &Output) -> Result<()> {
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    ensure!(!out.status.success(), "everything fits: the disk is not full");
+    ensure!(said.contains("No space left on device"), "tar was not told ENOSPC: {said}");
+    ensure!(!said.contains("Input/output error"), "tar was told EIO: {said}");
+    Ok(())
+}
+
+/// Fsyncs every file that is whole; from here on it has to stay.
+fn sync_what_is_whole(into: &Path, wanted: &Manifest) -> Result<BTreeSet<PathBuf>> {
+    let mut kept = BTreeSet::new();
+    for (path, seen) in manifest(into, &|_| {})? {
+        if seen.sha256.is_some() && wanted.get(&path).is_some_and(|w: &Seen| w.sha256 == seen.sha256) {
+            File::open(into.join(&path))?.sync_all().with_context(|| format!("fsync {}", path.display()))?;
+            kept.insert(path);
+        }
+    }
+    ensure!(!kept.is_empty(), "not one file is whole");
+    Ok(kept)
+}
+
+fn check_kept(into: &Path, wanted: &Manifest, kept: &BTreeSet<PathBuf>) -> Result<()> {
+    let found = manifest(into, &|_| {})?;
+    for path in kept {
+        let is_right = found.get(path).map(|seen| seen.sha256) == wanted.get(path).map(|seen| seen.sha256);
+        ensure!(is_right, "{} was synced and is another one now", path.display());
+    }
+    Ok(())
+}
+
+fn unpack_again(archive: &Archive, into: &Path) -> Result<Duration> {
+    let began = Instant::now();
+    loop {
+        let out = archive.unpack(into)?;
+        if out.status.success() {
+            return Ok(began.elapsed());
+        }
+        if began.elapsed() > FREED_TIMEOUT {
+            bail!("space was freed and cannot be used: {}", String::from_utf8_lossy(&out.stderr));
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// What was written to the log alone gives its space back when it is removed; the rig says how much that is.
+fn from_inside(store: &Store, mount: &Path, archive: &Archive) -> Result<String> {
+    let second = mount.join("second");
+    std::fs::create_dir(&second)?;
+    let bytes: u64 = archive.files.values().map(|seen| seen.size).sum();
+    store.take_space(bytes / 3)?;
+    check_told(&archive.unpack(&second)?)?;
+    let full = store.free_bytes()?;
+    std::fs::remove_dir_all(&second).context("remove a tree on a full disk")?;
+    let began = Instant::now();
+    let probe = mount.join("probe");
+    loop {
+        match noise_file(&probe, 2 << 20, 99, &|_| {}) {
+            Ok(()) => break,
+            Err(_) if began.elapsed() < FREED_TIMEOUT => std::thread::sleep(Duration::from_millis(500)),
+            Err(error) => {
+                let gained = store.free_bytes()?.saturating_sub(full) >> 20;
+                return Err(error.context(format!("files were removed inside, {gained} MiB came back")));
+            }
+        }
+    }
+    let gained = store.free_bytes()?.saturating_sub(full) >> 20;
+    std::fs::remove_file(&probe)?;
+    store.free_ballast()?;
+    Ok(format!("writes again after {:.1} s, {gained} MiB came back", began.elapsed().as_secs_f64()))
+}
