@@ -76,6 +76,8 @@ pub enum PartCommand {
         dir: PathBuf,
         /// The number of the next version
         first: u64,
+        /// Milliseconds between two
+        pause: u64,
     },
     /// Rows committed one by one
     Rows {
@@ -83,6 +85,8 @@ pub enum PartCommand {
         path: PathBuf,
         /// The id of the next row
         first: u64,
+        /// Milliseconds between two
+        pause: u64,
     },
 }
 
@@ -90,8 +94,12 @@ pub enum PartCommand {
 pub fn part(command: &PartCommand) -> Result<()> {
     match command {
         PartCommand::Stress(what) => stress::run(what),
-        PartCommand::Publish { dir, first } => published::publish(dir, *first),
-        PartCommand::Rows { path, first } => rows::commit_rows(path, *first),
+        PartCommand::Publish { dir, first, pause } => {
+            published::publish(dir, *first, Duration::from_millis(*pause))
+        }
+        PartCommand::Rows { path, first, pause } => {
+            rows::commit_rows(path, *first, Duration::from_millis(*pause))
+        }
     }
 }
 

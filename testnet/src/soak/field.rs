@@ -65,7 +65,8 @@ impl Field {
 
     /// One round: loads, a kill if there is to be one, the judgement, and what comes after. Answers what was done.
     pub(super) fn round(&mut self, plan: &Plan, watch: &Watch) -> Result<Vec<String>> {
-        let turns: Vec<Turn> = self.volumes.iter().map(|_| Turn::new(plan.seed, plan.length)).collect();
+        let turns: Vec<Turn> =
+            self.volumes.iter().map(|_| Turn::new(plan.seed, plan.length, plan.is_gentle)).collect();
         let said = Mutex::new(Vec::new());
         self.work(plan, &turns, &said, watch)?;
         let mut said = said.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);

@@ -11,6 +11,8 @@ pub(super) struct Plan {
     /// For everything random below.
     pub(super) seed: u64,
     pub(super) length: Duration,
+    /// Whether loads pause between operations.
+    pub(super) is_gentle: bool,
     /// By volume, by load: who works.
     pub(super) loads: Vec<Vec<bool>>,
     /// A node that is killed, and when.
@@ -55,7 +57,7 @@ impl Plan {
             5..=6 => After::Restart(rng.random_range(0..n_nodes)),
             _ => After::Nothing,
         };
-        Plan { seed: rng.random(), length, loads, kill, after }
+        Plan { seed: rng.random(), length, is_gentle: rng.random_ratio(7, 8), loads, kill, after }
     }
 
     /// The two rounds of the short form: everything once.
@@ -64,10 +66,17 @@ impl Plan {
         let seed = run_seed.wrapping_add(number);
         if number == 1 {
             let after = After::HandOff(vec![true; n_loads.len()]);
-            Plan { seed, length: Duration::from_secs(8), loads, kill: None, after }
+            Plan { seed, length: Duration::from_secs(8), is_gentle: false, loads, kill: None, after }
         } else {
             let kill = Some((1, Duration::from_secs(5)));
-            Plan { seed, length: Duration::from_secs(6), loads, kill, after: After::Restart(0) }
+            Plan {
+                seed,
+                length: Duration::from_secs(6),
+                is_gentle: true,
+                loads,
+                kill,
+                after: After::Restart(0),
+            }
         }
     }
 }

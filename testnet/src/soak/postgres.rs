@@ -21,6 +21,13 @@ const SERVER_TIMEOUT: Duration = Duration::from_secs(120);
 /// Rows of pgbench's history, and of the ledger, beyond which the tables begin anew.
 const ROWS_MAX: u64 = 100_000;
 
+/// Transactions a second that pgbench tries, in a gentle turn and in another.
+const RATE: &str = "30";
+const RATE_MAX: &str = "5000";
+
+/// Between numbers of the ledger, in a gentle turn.
+const PAUSE: Duration = Duration::from_millis(30);
+
 /// Small enough that a checkpoint of the volume has little to write; shared memory in files, so that they are mapped.
 const SETTINGS: [&str; 9] = [
     "listen_addresses=",
@@ -156,7 +163,8 @@ impl Postgres {
     /// pgbench and the ledger side by side; answers the transactions that pgbench counted.
     fn load(&mut self, turn: &Turn) -> Result<String> {
         let seconds = turn.left().as_secs().max(1).to_string();
-        let args = ["-n", "-c", "4", "-T", &seconds, "postgres"];
+        let rate = if turn.is_gentle { RATE } else { RATE_MAX };
+        let args = ["-n", "-c", "4", "-T", &seconds, "-R", rate, "postgres"];
         let bench = self.command("pgbench").args(args).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
         let mut bench = Bench(bench.context("start pgbench")?);
         let mut ledger = Ledger::open(self)?;
@@ -167,6 +175,7 @@ impl Postgres {
                 break;
             }
             self.committed = next;
+            std::thread::sleep(turn.pause(PAUSE));
         }
         drop(ledger);
         ensure!(!turn.is_stopped(), STOPPED);

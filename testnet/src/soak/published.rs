@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
@@ -14,7 +15,10 @@ use crate::soak::turn::{Load, Turn};
 const N_NAMES: u64 = 64;
 
 /// Records of the longest version.
-const RECORDS_MAX: u64 = 600;
+const RECORDS_MAX: u64 = 200;
+
+/// Between versions, in a gentle turn.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// The load.
 pub(super) struct Published {
@@ -39,8 +43,9 @@ impl Load for Published {
         std::fs::create_dir_all(&dir).context("make the directory of published files")?;
         let before = self.acknowledged;
         let first = (before + 1).to_string();
-        let ended = Part::start(&["publish".as_ref(), dir.as_os_str(), first.as_ref()], before)?
-            .run_until_over(turn)?;
+        let pause = turn.pause(PAUSE).as_millis().to_string();
+        let args = ["publish".as_ref(), dir.as_os_str(), first.as_ref(), pause.as_ref()];
+        let ended = Part::start(&args, before)?.run_until_over(turn)?;
         self.acknowledged = ended.acknowledged;
         Ok(format!("{} versions", self.acknowledged - before))
     }
@@ -101,7 +106,7 @@ fn version_in(path: &Path) -> Result<u64> {
 }
 
 /// The part: publishes versions from `first` on until something fails, printing each that is acknowledged.
-pub(super) fn publish(dir: &Path, first: u64) -> Result<()> {
+pub(super) fn publish(dir: &Path, first: u64, pause: Duration) -> Result<()> {
     let mut out = std::io::stdout().lock();
     for version in first.. {
         let fresh = dir.join("fresh");
@@ -117,6 +122,7 @@ pub(super) fn publish(dir: &Path, first: u64) -> Result<()> {
         // What was done to the file before is durable, the name that leads to it included.
         file.sync_all().context("fsync after the rename")?;
         writeln!(out, "{version}").and_then(|()| out.flush()).context("tell the rig")?;
+        std::thread::sleep(pause);
     }
     Ok(())
 }

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use rand::{Rng, SeedableRng};
@@ -13,6 +14,9 @@ use crate::soak::turn::{Load, Turn};
 
 /// Commits that a clone gets before it makes way for a new one.
 const COMMITS_MAX: usize = 400;
+
+/// Between commits, in a gentle turn.
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// Files of the repository.
 const N_FILES: u64 = 500;
@@ -115,6 +119,7 @@ impl Repository {
         let before = self.reported.len();
         while !turn.is_over() {
             self.commit_some(&clone, &mut rng)?;
+            std::thread::sleep(turn.pause(PAUSE));
             if rng.random_ratio(1, 25) && !turn.is_over() {
                 self.git(&clone, &["gc", "-q", "--prune=now"])?;
                 did.push_str("gc, ");

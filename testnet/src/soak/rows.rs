@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rusqlite::{Connection, params};
@@ -14,6 +15,9 @@ const ROWS_MAX: u64 = 6000;
 
 /// Accounts between which every transaction moves something; their sum is always 0.
 const N_ACCOUNTS: u64 = 100;
+
+/// Between transactions, in a gentle turn.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// The load.
 pub(super) struct Rows {
@@ -41,8 +45,9 @@ impl Load for Rows {
         std::fs::create_dir_all(dir.join("sqlite")).context("make the database's directory")?;
         let before = self.committed;
         let first = (before + 1).to_string();
-        let ended = Part::start(&["rows".as_ref(), path.as_os_str(), first.as_ref()], before)?
-            .run_until_over(turn)?;
+        let pause = turn.pause(PAUSE).as_millis().to_string();
+        let args = ["rows".as_ref(), path.as_os_str(), first.as_ref(), pause.as_ref()];
+        let ended = Part::start(&args, before)?.run_until_over(turn)?;
         self.committed = ended.acknowledged;
         Ok(format!("{} transactions", self.committed - before))
     }
@@ -89,7 +94,7 @@ fn open(path: &Path) -> Result<Connection> {
 }
 
 /// The part: one transaction a row from id `first` on until something fails, printing each committed id.
-pub(super) fn commit_rows(path: &Path, first: u64) -> Result<()> {
+pub(super) fn commit_rows(path: &Path, first: u64, pause: Duration) -> Result<()> {
     let mut out = std::io::stdout().lock();
     let mut db = open(path)?;
     for id in first.. {
@@ -109,6 +114,7 @@ pub(super) fn commit_rows(path: &Path, first: u64) -> Result<()> {
         }
         transaction.commit()?;
         writeln!(out, "{id}").and_then(|()| out.flush()).context("tell the rig")?;
+        std::thread::sleep(pause);
     }
     Ok(())
 }

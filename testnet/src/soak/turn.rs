@@ -34,6 +34,8 @@ pub(super) trait Load: Send {
 pub(super) struct Turn {
     /// Decides everything random in it.
     pub(super) seed: u64,
+    /// Whether loads leave pauses between operations: what is written is not collected yet, and disks are finite.
+    pub(super) is_gentle: bool,
     until: Instant,
     is_killed: AtomicBool,
     is_stopped: AtomicBool,
@@ -41,9 +43,10 @@ pub(super) struct Turn {
 
 impl Turn {
     /// A turn of this length that begins now.
-    pub(super) fn new(seed: u64, length: Duration) -> Turn {
+    pub(super) fn new(seed: u64, length: Duration, is_gentle: bool) -> Turn {
         Turn {
             seed,
+            is_gentle,
             until: Instant::now() + length,
             is_killed: AtomicBool::new(false),
             is_stopped: AtomicBool::new(false),
@@ -63,6 +66,11 @@ impl Turn {
     /// Whether the daemon was killed under it.
     pub(super) fn is_killed(&self) -> bool {
         self.is_killed.load(Ordering::SeqCst)
+    }
+
+    /// The pause a load makes between operations, if it makes any.
+    pub(super) fn pause(&self, gentle: Duration) -> Duration {
+        if self.is_gentle { gentle } else { Duration::ZERO }
     }
 
     /// Whether it was ended early: what was begun is of no interest any more.

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -19,7 +20,10 @@ use crate::soak::twins::stress::GONE;
 
 /// More names or bytes than this, and one thread's directory is emptied before the next turn.
 const NAMES_MAX: usize = 4000;
-const BYTES_MAX: u64 = 200 << 20;
+const BYTES_MAX: u64 = 80 << 20;
+
+/// Between a thread's operations, in a gentle turn.
+const PAUSE: Duration = Duration::from_millis(4);
 
 /// Differences that are printed.
 const SHOWN_MAX: usize = 12;
@@ -64,7 +68,8 @@ impl Load for Twins {
         std::fs::create_dir_all(&volume).context("make the tree on the volume")?;
         let seed = turn.seed.to_string();
         let millis = turn.left().as_millis().to_string();
-        let args: [&OsStr; 7] = [
+        let pause = turn.pause(PAUSE).as_micros().to_string();
+        let args: [&OsStr; 9] = [
             "stress".as_ref(),
             self.native.as_os_str(),
             volume.as_os_str(),
@@ -72,6 +77,8 @@ impl Load for Twins {
             seed.as_ref(),
             "--millis".as_ref(),
             millis.as_ref(),
+            "--pause-micros".as_ref(),
+            pause.as_ref(),
         ];
         let ended = Part::start(&args, 0)?.wait(turn)?;
         let first = ended.words.lines().next().unwrap_or_default().to_owned();
@@ -92,8 +99,9 @@ impl Load for Twins {
         ensure!(lines.is_empty(), "the trees differ:\n  {}", lines.join("\n  "));
         let bytes: u64 = found.values().map(|seen| seen.size).sum();
         let said = format!("{} names, {} MiB equal", found.len(), bytes >> 20);
-        self.turns += 1;
-        if found.len() > NAMES_MAX || bytes > BYTES_MAX {
+        // Far beyond, more than one.
+        for _ in 0..(found.len() / NAMES_MAX).max(usize::try_from(bytes / BYTES_MAX)?).min(4) {
+            self.turns += 1;
             let top = format!("t{}", self.turns % 4);
             for root in [&self.native, &volume] {
                 std::fs::remove_dir_all(root.join(&top)).with_context(|| format!("empty {top}"))?;

@@ -86,12 +86,13 @@ fn create(rng: &mut ChaCha8Rng, names: &Names) -> Op {
     }
 }
 
+/// Mostly near the start: each MiB of a file that holds anything is a block of its own after a checkpoint.
 fn offset(rng: &mut ChaCha8Rng) -> u64 {
-    match rng.random_range(0..10) {
+    match rng.random_range(0..100) {
         0 => 1 << 20,
-        1..=3 => rng.random_range(0..64) * 4096,
-        4..=5 => rng.random_range(0..FILE_BYTES_MAX),
-        _ => rng.random_range(0..64 << 10),
+        1..=2 => rng.random_range(0..FILE_BYTES_MAX),
+        3..=25 => rng.random_range(0..16) * 4096,
+        _ => rng.random_range(0..20 << 10),
     }
 }
 
@@ -119,7 +120,7 @@ fn change_content(rng: &mut ChaCha8Rng, names: &Names, others: &Names) -> Op {
         19..=22 => {
             let kinds = [Allocation::Plain, Allocation::KeepSize, Allocation::Punch, Allocation::Zero];
             let how = kinds[rng.random_range(0..4)];
-            Op::Allocate { path, how, offset: offset(rng), length: rng.random_range(1..200 << 10) }
+            Op::Allocate { path, how, offset: offset(rng), length: rng.random_range(1..64 << 10) }
         }
         23..=24 => Op::CopyRange {
             from: path,

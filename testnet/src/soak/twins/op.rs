@@ -101,12 +101,16 @@ impl Op {
         }
     }
 
-    /// Numbers of the inodes it names below a root; for the story of a difference.
+    /// Numbers of the inodes it names below a root, links and what they lead to.
     pub(super) fn inodes(&self, root: &Path, slots: &Slots) -> Vec<u64> {
-        let at = |path: &Path| root.join(path).metadata().ok().map(|meta| meta.ino());
+        let at = |path: &Path| {
+            let path = root.join(path);
+            let both = [path.symlink_metadata(), path.metadata()];
+            both.into_iter().flatten().map(|meta| meta.ino()).collect::<Vec<u64>>()
+        };
         match self {
             Op::CopyRange { from, to, .. } | Op::Rename { from, to, .. } | Op::Link { from, to } => {
-                [at(from), at(to)].into_iter().flatten().collect()
+                [at(from), at(to)].concat()
             }
             Op::Create { path, .. }
             | Op::Write { path, .. }
@@ -129,7 +133,7 @@ impl Op {
             | Op::SetTimes { path, .. }
             | Op::Sync { path }
             | Op::Fifo { path }
-            | Op::Open { path, .. } => at(path).into_iter().collect(),
+            | Op::Open { path, .. } => at(path),
             Op::WriteOpen { slot, .. }
             | Op::ReadOpen { slot, .. }
             | Op::TruncateOpen { slot, .. }

@@ -1,9 +1,9 @@
 //! The part that works on two trees in step: every operation on the native one, then on the volume, and equal answers.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
-use std::sync::RwLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, RwLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -17,6 +17,9 @@ use crate::soak::twins::op::{Op, Shown, Slots};
 /// Operations that are remembered, and how many at most are shown when two answers differ: those on the same file.
 const HISTORY: usize = 6000;
 const SHOWN: usize = 40;
+
+/// Locks for inodes.
+const N_LOCKS: usize = 64;
 
 /// Of so many operations one takes names of two threads.
 const CROSS_ONE_IN: u32 = 40;
@@ -37,6 +40,9 @@ pub struct Stress {
     /// How long
     #[arg(long)]
     pub millis: u64,
+    /// Between a thread's operations
+    #[arg(long, default_value_t = 0)]
+    pub pause_micros: u64,
     /// Each works in a directory of its own and, now and then, in another's
     #[arg(long, default_value_t = 4)]
     pub threads: u32,
@@ -51,6 +57,9 @@ struct Shared<'a> {
     n_done: AtomicU64,
     /// Held for reading by operations within a thread's own directory, for writing by those across two.
     crossing: RwLock<()>,
+    /// Links across directories make two threads share a file. Who works on an inode holds its lock, by number; names do not
+    /// change meanwhile, for only their own thread and operations across two change them.
+    inodes: [Mutex<()>; N_LOCKS],
 }
 
 /// Works until the time is over, printing the count at the end.
@@ -65,6 +74,7 @@ pub(crate) fn run(what: &Stress) -> Result<()> {
         n_ops: AtomicU64::new(0),
         n_done: AtomicU64::new(0),
         crossing: RwLock::new(()),
+        inodes: std::array::from_fn(|_| Mutex::new(())),
     };
     for thread in 0..what.threads {
         for root in [&what.native, &what.volume] {
@@ -132,6 +142,7 @@ impl Thread<'_> {
                 let _beside_others = self.shared.crossing.read();
                 self.both(&op)
             };
+            std::thread::sleep(Duration::from_micros(self.shared.what.pause_micros));
             if result.is_err() {
                 self.shared.is_over.store(true, Ordering::Relaxed);
                 return result;
@@ -143,6 +154,8 @@ impl Thread<'_> {
     fn both(&mut self, op: &Op) -> Result<()> {
         let (native_root, volume_root) = (&self.shared.what.native, &self.shared.what.volume);
         let inodes = op.inodes(native_root, &self.native);
+        let locks: BTreeSet<usize> = inodes.iter().map(|inode| *inode as usize % N_LOCKS).collect();
+        let _alone: Vec<_> = locks.iter().map(|at| self.shared.inodes[*at].lock()).collect();
         let native = op.perform(native_root, &mut self.native);
         let volume = op.perform(volume_root, &mut self.volume);
         self.shared.n_ops.fetch_add(1, Ordering::Relaxed);
