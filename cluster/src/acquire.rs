@@ -7,12 +7,14 @@
 //! ```
 //!
 //! What always holds: a term is on this host's disk before it is used and is used by one acquisition only; nothing is
-//! served before START is on a majority of the old and of the new keepers; of a volume that waits for the writer's own
+//! served before START is where every later candidate meets it, which is a majority of the old and of the new keepers, or
+//! this host alone if there is no majority without it ([`alone`]); of a volume that waits for the writer's own
 //! disk only, a chain is continued only if it reaches what the last writer had.
 //!
 //! The shell sends messages to this host's own keeper as to any other. It makes one `Acquire` a mount and drops it
 //! after [`AcquireEffect::Won`] or [`AcquireEffect::Lost`].
 
+pub mod alone;
 pub mod candidacy;
 pub mod starting;
 
@@ -144,7 +146,7 @@ pub enum AcquireEffect {
 pub struct Won {
     /// The term to write in.
     pub term: Term,
-    /// The configuration; settled.
+    /// The configuration; settled, unless this host went on alone.
     pub config: Config,
     /// The START commit.
     pub start: Tip,
@@ -203,6 +205,8 @@ enum Phase {
 pub struct AcquireMistakes {
     /// The longest chain goes on, whatever its term.
     pub longest_wins: bool,
+    /// The last writer goes on alone, although others can be elected without it.
+    pub alone_of_many: bool,
 }
 
 /// One attempt to become the writer.
@@ -230,6 +234,9 @@ pub struct Acquire {
     aligned: BTreeSet<PeerId>,
     in_flight: BTreeMap<PeerId, Millis>,
     retry_at: Millis,
+    /// From when this host may go on without keepers that do not answer.
+    alone_from: Millis,
+    is_alone: bool,
     #[cfg(feature = "mistakes")]
     /// Which rules to leave out.
     pub mistakes: AcquireMistakes,
@@ -258,6 +265,8 @@ impl Acquire {
             aligned: BTreeSet::new(),
             in_flight: BTreeMap::new(),
             retry_at: now,
+            alone_from: now + alone::WAIT_MS,
+            is_alone: false,
             options,
             #[cfg(feature = "mistakes")]
             mistakes: AcquireMistakes::default(),

@@ -66,6 +66,14 @@ impl Config {
             && self.outgoing.as_ref().is_none_or(|outgoing| most_of(&outgoing.members, &holds))
     }
 
+    /// Whether nobody can be elected past `holds`: every majority of the members has one of whom it is true, and every
+    /// majority of the outgoing members too if there are any.
+    pub fn is_met_by_all(&self, holds: impl Fn(&PeerId) -> bool) -> bool {
+        let without = |peer: &PeerId| !holds(peer);
+        let outgoing = self.outgoing.iter().map(|outgoing| &outgoing.members);
+        [&self.members].into_iter().chain(outgoing).all(|members| !most_of(members, &without))
+    }
+
     /// Everybody who has to be asked: members and outgoing members, ascending, none twice.
     pub fn voters(&self) -> Vec<PeerId> {
         let mut voters = self.members.clone();
@@ -171,6 +179,19 @@ mod tests {
         let carried = joint.succeeded_by(Term(5), peers(7..8), Durability::Local);
         assert_eq!(carried, Config { generation: Term(5), ..joint.clone() });
         assert!(joint.settled().is_quorum(among(2..6)));
+    }
+
+    #[test]
+    fn of_two_each_is_needed_and_of_three_none() {
+        let is_first = |peer: &PeerId| peer.0[0] == 0;
+        for (n, is_needed) in [(1, true), (2, true), (3, false), (4, false)] {
+            let config = Config::at_creation(peers(0..n), Durability::Local);
+            assert_eq!(config.is_met_by_all(is_first), is_needed, "{n} keepers");
+        }
+        let pair = Config::at_creation(peers(0..2), Durability::Local);
+        assert!(pair.succeeded_by(Term(2), peers(0..1), Durability::Local).is_met_by_all(is_first));
+        assert!(!pair.succeeded_by(Term(2), peers(0..3), Durability::Local).is_met_by_all(is_first));
+        assert!(!pair.succeeded_by(Term(2), peers(1..3), Durability::Local).is_met_by_all(is_first));
     }
 
     #[test]

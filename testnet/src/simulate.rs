@@ -32,16 +32,19 @@ pub enum Mistake {
     ReusedTerm,
     /// The writer serves before START is on a majority.
     ServeBeforeStart,
+    /// The last writer goes on alone although the other keepers are a majority.
+    AloneOfMany,
 }
 
 /// All of them.
-pub const MISTAKES: [Mistake; 6] = [
+pub const MISTAKES: [Mistake; 7] = [
     Mistake::ReplyBeforePersist,
     Mistake::IgnoreTermOnAppend,
     Mistake::LongestInsteadOfHighestTerm,
     Mistake::AckBeforeSync,
     Mistake::ReusedTerm,
     Mistake::ServeBeforeStart,
+    Mistake::AloneOfMany,
 ];
 
 impl fmt::Display for Mistake {
@@ -53,6 +56,7 @@ impl fmt::Display for Mistake {
             Mistake::AckBeforeSync => "acknowledged before sync",
             Mistake::ReusedTerm => "a term used and promised twice",
             Mistake::ServeBeforeStart => "served before START is on a majority",
+            Mistake::AloneOfMany => "last writer goes on alone of many",
         })
     }
 }
@@ -74,6 +78,8 @@ pub struct Counts {
     pub won: u64,
     /// Of these, times the one before had not released.
     pub takeovers: u64,
+    /// Of these, times the last writer went on alone.
+    pub alone: u64,
     /// Times the volume was refused.
     pub refused: u64,
     /// Commits acknowledged to applications.
@@ -91,6 +97,7 @@ impl Counts {
         self.lost += other.lost;
         self.won += other.won;
         self.takeovers += other.takeovers;
+        self.alone += other.alone;
         self.refused += other.refused;
         self.acked += other.acked;
         self.forks += other.forks;
@@ -125,8 +132,8 @@ impl fmt::Display for Report {
         )?;
         writeln!(
             formatter,
-            "{} writers, {} by takeover, {} refused, {} commits acknowledged, {} forks saved",
-            counts.won, counts.takeovers, counts.refused, counts.acked, counts.forks
+            "{} writers, {} by takeover, {} alone, {} refused, {} commits acknowledged, {} forks saved",
+            counts.won, counts.takeovers, counts.alone, counts.refused, counts.acked, counts.forks
         )?;
         write!(formatter, "{} violations, digest {:016x}", self.violations.len(), self.digest)?;
         for (seed, rule) in &self.violations {
@@ -183,7 +190,10 @@ mod tests {
         let report = run(0..150, None);
         assert!(report.violations.is_empty(), "{report}");
         assert!(
-            report.counts.acked > 1_000 && report.counts.takeovers > 20 && report.counts.forks > 5,
+            report.counts.acked > 1_000
+                && report.counts.takeovers > 20
+                && report.counts.alone > 20
+                && report.counts.forks > 5,
             "{report}"
         );
     }

@@ -21,6 +21,7 @@ impl Acquire {
         self.promises.clear();
         self.refusals.clear();
         self.silent.clear();
+        self.is_alone = false;
         effects.push(AcquireEffect::PersistTerm(self.term));
     }
 
@@ -86,7 +87,7 @@ impl Acquire {
     }
 
     /// The end of the best chain promised, and the configuration in it; settled if anybody knows it to be.
-    fn best(&self) -> Option<(Tip, Config)> {
+    pub(super) fn best(&self) -> Option<(Tip, Config)> {
         #[cfg(feature = "mistakes")]
         if self.mistakes.longest_wins {
             let longest = self.promises.values().max_by_key(|promised| promised.chain.tip.seq)?;
@@ -102,7 +103,7 @@ impl Acquire {
     }
 
     /// The newest writer that anybody who answered knows of.
-    fn last_hold(&self) -> Option<Hold> {
+    pub(super) fn last_hold(&self) -> Option<Hold> {
         let promised = self.promises.values().filter_map(|promised| promised.hold);
         let refused = self.refusals.values().filter_map(|refusal| refusal.hold);
         promised.chain(refused).max_by_key(|hold| (hold.term, hold.released.is_some()))
@@ -111,7 +112,7 @@ impl Acquire {
     /// Where fsync waits for one disk only, the chain that goes on has to reach what the last writer had: its last word
     /// if it released, else the chain that it was elected to go on with, and its own log if it ever served: then its
     /// START is on a majority, and so on the best chain.
-    fn reaches_last_writer(&self, best: &Tip) -> bool {
+    pub(super) fn reaches_last_writer(&self, best: &Tip) -> bool {
         if self.config.weakest_durability() == Durability::Quorum {
             return true;
         }
@@ -148,8 +149,10 @@ impl Acquire {
             self.new_round(effects);
         } else if self.refusals.values().any(|refusal| refusal.reason == RefuseReason::Busy) {
             self.phase = Phase::Resting { until: now + REST_MS_MAX };
+        } else {
+            // Too many are silent, or the one that counts: they are asked again until the deadline.
+            self.try_alone(now, effects);
         }
-        // Otherwise too many are silent, or the one that counts: they are asked again until the deadline.
     }
 
     /// The last writer, if the promises suffice but do not reach what it had.
@@ -195,7 +198,7 @@ impl Acquire {
         is_new.then_some(Evidence::Released { term, tip })
     }
 
-    fn elect(&mut self, now: Millis, best: &Tip, effects: &mut Vec<AcquireEffect>) {
+    pub(super) fn elect(&mut self, now: Millis, best: &Tip, effects: &mut Vec<AcquireEffect>) {
         let options = &self.options;
         let sources = self.promises.iter().filter(|(_, promised)| promised.chain.tip == *best);
         self.sources = sources.map(|(peer, _)| *peer).collect();
@@ -208,7 +211,7 @@ impl Acquire {
             &options.invited,
         );
         let is_same = members == self.config.members && options.durability == self.config.durability;
-        self.next = if is_same && self.config.outgoing.is_none() {
+        self.next = if self.is_alone || (is_same && self.config.outgoing.is_none()) {
             Config { generation: self.term, ..self.config.clone() }
         } else {
             self.config.succeeded_by(self.term, members, options.durability)

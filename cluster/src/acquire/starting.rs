@@ -132,7 +132,9 @@ impl Acquire {
     fn check_won(&mut self, effects: &mut Vec<AcquireEffect>) {
         let Phase::Starting { start } = self.phase else { return };
         let has_start = |peer: &PeerId| self.progress.get(peer).is_some_and(|(tip, _)| tip.seq >= start.seq);
-        if !self.next.is_quorum(has_start) || !has_start(&self.options.me) {
+        let is_majority = self.next.is_quorum(has_start);
+        let is_enough = is_majority || (self.is_alone && self.is_needed(&self.next));
+        if !is_enough || !has_start(&self.options.me) {
             return;
         }
         if !self.next.members.contains(&self.options.me) {
@@ -144,7 +146,8 @@ impl Acquire {
         let known = self.progress.iter().filter(|(peer, _)| aligned.contains(peer));
         let progress = known.map(|(peer, known)| (*peer, *known)).collect();
         let elected = self.elected.clone();
-        let won = Won { term: self.term, config: self.next.settled(), start, progress, elected };
+        let config = if is_majority { self.next.settled() } else { self.next.clone() };
+        let won = Won { term: self.term, config, start, progress, elected };
         effects.push(AcquireEffect::Won(Box::new(won)));
     }
 

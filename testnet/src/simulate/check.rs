@@ -38,21 +38,16 @@ impl Checker {
         }
     }
 
-    /// A host became the writer, with this log; `n_started` of `n_needed` keepers have its START on disk.
-    pub(crate) fn on_won(
-        &mut self,
-        host: usize,
-        attempt: u64,
-        term: Term,
-        log: &[Commit],
-        has_majority: bool,
-    ) {
+    /// A host became the writer, with this log; `is_met` if every later candidate meets a keeper with its START on disk.
+    pub(crate) fn on_won(&mut self, host: usize, attempt: u64, term: Term, log: &[Commit], is_met: bool) {
         let known = *self.winners.entry(term).or_insert((host, attempt));
         if known != (host, attempt) {
             self.fail(format!("term {term} has two writers: host {} and host {host}", known.0));
         }
-        if !has_majority {
-            self.fail(format!("host {host} serves in term {term} before START is on a majority"));
+        if !is_met {
+            self.fail(format!(
+                "host {host} serves in term {term} before its START is where every later candidate meets it"
+            ));
         }
         let lost = self.acked.values().find(|tip| !holds(log, tip));
         if let Some(tip) = lost.copied() {

@@ -255,13 +255,14 @@ impl World {
             let log = &self.hosts[host_of(peer)].disk.log;
             log.get(won.start.seq as usize - 1).is_some_and(|commit| commit.tip == won.start)
         };
-        let has_majority = won.config.is_quorum(has_start);
+        let is_met = won.config.is_met_by_all(has_start);
+        self.counts.alone += u64::from(!won.config.is_quorum(has_start));
         let attempt = self.hosts[host].attempt;
         self.counts.won += 1;
         self.counts.takeovers +=
             u64::from(self.last_writer.is_some_and(|(before, released)| before != host && !released));
         self.last_writer = Some((host, false));
-        self.checker.on_won(host, attempt, won.term, &self.hosts[host].log, has_majority);
+        self.checker.on_won(host, attempt, won.term, &self.hosts[host].log, is_met);
         let (writer, effects) = Writer::begin(peer(host), won, TIMES, now);
         let state = &mut self.hosts[host];
         state.acquire = None;

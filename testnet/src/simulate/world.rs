@@ -98,6 +98,7 @@ pub(crate) struct World {
     cut: Vec<bool>,
     rates: Rates,
     pub(super) durability: Durability,
+    replicas: usize,
     pub(super) next_rpc: u64,
     pub(super) calls: BTreeMap<u64, (usize, usize, Caller)>,
     /// The last host that won, and whether it released.
@@ -130,6 +131,7 @@ impl World {
                 user_us: 0,
             },
             durability: Durability::Quorum,
+            replicas: 3,
             next_rpc: 1,
             calls: BTreeMap::new(),
             last_writer: None,
@@ -139,9 +141,14 @@ impl World {
         };
         world.draw_rates();
         let n = 3 + world.below(3) as usize;
-        let n_keepers = if world.below(2) == 0 { 1 } else { 3 };
+        let mut n_keepers = if world.below(2) == 0 { 1 } else { 3 };
         if world.below(4) == 0 {
             world.durability = Durability::Local;
+        }
+        // Every fifth world keeps each volume on two hosts, mostly as two hosts do by default.
+        if seed % 5 == 4 {
+            (n_keepers, world.replicas) = (2, 2);
+            world.durability = if seed % 4 == 0 { Durability::Quorum } else { Durability::Local };
         }
         let members = (0..n_keepers).map(peer).collect();
         let config = Config::at_creation(members, world.durability);
@@ -374,7 +381,7 @@ impl World {
             me: peer(host),
             floor,
             config,
-            replicas: 3,
+            replicas: self.replicas,
             durability: self.durability,
             ranked: (0..self.hosts.len()).map(peer).collect(),
             invited: Vec::new(),
@@ -385,6 +392,7 @@ impl World {
         };
         let (mut acquire, effects) = Acquire::begin(options, self.now());
         acquire.mistakes.longest_wins = self.mistake == Some(Mistake::LongestInsteadOfHighestTerm);
+        acquire.mistakes.alone_of_many = self.mistake == Some(Mistake::AloneOfMany);
         let state = &mut self.hosts[host];
         state.attempt += 1;
         state.is_closing = false;
@@ -404,7 +412,9 @@ impl World {
             let n_kept = self.below(4) as usize;
             self.hosts[host].crash(n_kept);
             self.calls.retain(|_, (from, _, _)| *from != host);
-            let back = 10_000 + self.below(2_000_000);
+            // Of two hosts, one that is away for long is what the other has to go on without.
+            let longer = if self.replicas == 2 { 4 } else { 1 };
+            let back = 10_000 + longer * self.below(2_000_000);
             self.after(back, Event::Restart { host });
         }
     }
