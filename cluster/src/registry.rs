@@ -22,8 +22,9 @@ use sha2::{Digest as _, Sha256};
 
 use crate::bounded::{DecodeError, decode_versioned, encode_versioned};
 use crate::hlc::HybridClock;
-use crate::identity::{ClusterId, PeerId};
+use crate::identity::{ClusterId, PeerId, VolumeId};
 use crate::registry::entry::{Entry, EntryError, Key};
+use crate::volume_record::VolumeRecord;
 
 const VERSION: u8 = 1;
 /// Largest frame that [`Registry::frames`] gives, in bytes.
@@ -90,6 +91,8 @@ pub struct Registry {
     /// Sequence numbers that came before their predecessors: merged, but no part of the vector yet.
     early: BTreeMap<PeerId, BTreeSet<u64>>,
     digest: RegistryDigest,
+    /// Volumes by the name in their record, removed ones included.
+    names: BTreeMap<String, BTreeSet<VolumeId>>,
 }
 
 impl Registry {
@@ -104,6 +107,7 @@ impl Registry {
             vector: Vector::new(),
             early: BTreeMap::new(),
             digest: RegistryDigest::default(),
+            names: BTreeMap::new(),
         }
     }
 
@@ -234,8 +238,26 @@ impl Registry {
         }
         self.digest.add(&entry);
         self.by_author.insert((entry.author, entry.sequence), entry.key.clone());
+        self.note_name(&entry);
         self.entries.insert(entry.key.clone(), entry);
         true
+    }
+
+    /// Puts a volume under the name that its new entry gives it.
+    fn note_name(&mut self, entry: &Entry) {
+        let Key::Volume(id) = entry.key else { return };
+        if let Some(before) = self.volume(&id)
+            && let Some(ids) = self.names.get_mut(&before.name)
+        {
+            ids.remove(&id);
+            if ids.is_empty() {
+                self.names.remove(&before.name);
+            }
+        }
+        let record = entry.value.as_deref().and_then(|value| VolumeRecord::decode(value).ok());
+        if let Some(record) = record {
+            self.names.entry(record.name).or_default().insert(id);
+        }
     }
 
     /// Counts an entry of `author`: the vector moves over it and over those that came early.

@@ -227,7 +227,7 @@ fn two_volumes_of_one_name_are_both_shown_and_alike_everywhere() {
     put_volume(&mut a, &record(1, "notes", 20), NOW);
     put_volume(&mut b, &record(2, "notes", 10), NOW);
     put_volume(&mut b, &record(3, "other", 30), NOW);
-    assert_eq!(a.volume_named("notes").unwrap().id, VolumeId([1; 16]));
+    assert_eq!(a.volume_named("notes").unwrap().record.id, VolumeId([1; 16]));
     exchange(&mut a, &mut b, 100_000);
     assert_eq!(a.volumes(), b.volumes());
     let names: Vec<String> = a.volumes().into_iter().map(|entry| entry.shown_name).collect();
@@ -235,10 +235,19 @@ fn two_volumes_of_one_name_are_both_shown_and_alike_everywhere() {
         names,
         ["notes".to_owned(), format!("notes~{}", VolumeId([1; 16]).short()), "other".to_owned()]
     );
-    assert_eq!(a.volume_named("notes").unwrap().id, VolumeId([2; 16]), "the older one has the name");
+    assert_eq!(a.volume_named("notes").unwrap().record.id, VolumeId([2; 16]), "the older one has the name");
+    assert_eq!(a.volume_named(&names[1]).unwrap().record.id, VolumeId([1; 16]), "and the other one is found");
+    assert!(a.volume_named("notes~").is_none() && a.volume_named("").is_none());
     put_volume(&mut b, &VolumeRecord { removed: true, ..record(2, "notes", 10) }, NOW + 1);
     exchange(&mut a, &mut b, 100_000);
-    assert_eq!(a.volume_named("notes").unwrap().id, VolumeId([1; 16]), "a removed volume frees its name");
+    assert_eq!(
+        a.volume_named("notes").unwrap().record.id,
+        VolumeId([1; 16]),
+        "a removed volume frees its name"
+    );
+    put_volume(&mut b, &record(3, "another", 30), NOW + 2);
+    assert!(b.volume_named("other").is_none(), "a volume is found under its newest name alone");
+    assert_eq!(b.volume_named("another").unwrap().record.id, VolumeId([3; 16]));
 }
 
 #[test]

@@ -76,28 +76,32 @@ impl Registry {
 
     /// All volumes that are not removed, by shown name.
     pub fn volumes(&self) -> Vec<CatalogueEntry> {
-        let ids = self.entries().filter_map(|entry| match entry.key {
-            Key::Volume(id) => Some(id),
-            _ => None,
-        });
-        let mut records: Vec<VolumeRecord> =
-            ids.filter_map(|id| self.volume(&id)).filter(|record| !record.removed).collect();
-        records.sort_by(|a, b| (&a.name, a.created_unix_ms, a.id).cmp(&(&b.name, b.created_unix_ms, b.id)));
-        let mut catalogue: Vec<CatalogueEntry> = Vec::with_capacity(records.len());
-        let mut before: Option<String> = None;
-        for record in records {
-            let is_first = before.as_ref() != Some(&record.name);
-            before = Some(record.name.clone());
-            let shown_name = if is_first { record.name.clone() } else { second_name(&record, &catalogue) };
-            catalogue.push(CatalogueEntry { shown_name, record });
-        }
+        let mut catalogue: Vec<CatalogueEntry> =
+            self.names.keys().flat_map(|name| self.volumes_of(name)).collect();
         catalogue.sort_by(|a, b| a.shown_name.cmp(&b.shown_name));
         catalogue
     }
 
     /// The volume shown as `name`.
-    pub fn volume_named(&self, name: &str) -> Option<VolumeRecord> {
-        self.volumes().into_iter().find(|entry| entry.shown_name == name).map(|entry| entry.record)
+    pub fn volume_named(&self, name: &str) -> Option<CatalogueEntry> {
+        // A name holds no `~`, so what a shown name begins with is the name in the record.
+        let (own, _) = name.split_once('~').unwrap_or((name, ""));
+        self.volumes_of(own).into_iter().find(|entry| entry.shown_name == name)
+    }
+
+    /// All volumes with one name in their record that are not removed: the oldest has it, the others come second.
+    fn volumes_of(&self, name: &str) -> Vec<CatalogueEntry> {
+        let ids = self.names.get(name).into_iter().flatten();
+        let mut records: Vec<VolumeRecord> =
+            ids.filter_map(|id| self.volume(id)).filter(|record| !record.removed).collect();
+        records.sort_by_key(|record| (record.created_unix_ms, record.id));
+        let mut shown: Vec<CatalogueEntry> = Vec::with_capacity(records.len());
+        for record in records {
+            let shown_name =
+                if shown.is_empty() { record.name.clone() } else { second_name(&record, &shown) };
+            shown.push(CatalogueEntry { shown_name, record });
+        }
+        shown
     }
 }
 

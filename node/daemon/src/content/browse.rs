@@ -5,6 +5,7 @@ use cid::Cid;
 use remora_dag::block::{BlockSource, Codec};
 use remora_dag::directory::Entry;
 use remora_dag::errors::ReadError;
+use remora_dag::file::FileNode;
 use remora_dag::list::{Position, list_after, lookup};
 use remora_dag::read::{BlockNodes, file_size};
 use remora_dag::unixfs::{NodeType, decode};
@@ -67,14 +68,17 @@ fn kind_of(cid: &Cid, bytes: &Bytes) -> Result<Kind, Failure> {
     if Codec::of(cid) != Some(Codec::DagPb) {
         return Err(Failure::usage(format!("{cid} is no UnixFS node")));
     }
-    let (_, data) = decode(cid, bytes)
-        .map_err(|e| Failure::new(Code::Damaged, format!("{cid} is no sound UnixFS node: {}", chain(&e))))?;
+    let (_, data) = decode(cid, bytes).map_err(|e| unsound(cid, &e))?;
     match data.node_type() {
         Some(NodeType::Directory | NodeType::HamtShard) => Ok(Kind::Directory),
         Some(NodeType::Symlink) => Ok(Kind::Symlink),
         Some(NodeType::File | NodeType::Raw) => Ok(Kind::File),
         _ => Err(Failure::usage(format!("{cid} is a UnixFS node of a kind that cannot be shown"))),
     }
+}
+
+fn unsound(cid: &Cid, error: &dyn std::error::Error) -> Failure {
+    Failure::new(Code::Damaged, format!("{cid} is no sound UnixFS node: {}", chain(error)))
 }
 
 /// Every entry of a directory, sorted by name.
@@ -108,9 +112,16 @@ pub(crate) fn list(blocks: &dyn BlockSource, path: &str) -> Result<Vec<Listed>, 
         .collect()
 }
 
+/// One entry; fetches its block, once.
 fn listed(blocks: &dyn BlockSource, name: String, cid: &Cid) -> Result<Listed, Failure> {
-    let kind = kind(blocks, cid)?;
-    let size = if kind == Kind::File { file_size(blocks, cid).map_err(read)? } else { 0 };
+    let bytes = blocks.get(cid).map_err(|e| read(e.into()))?;
+    let is_raw = Codec::of(cid) == Some(Codec::Raw);
+    let kind = if is_raw { Kind::File } else { kind_of(cid, &bytes)? };
+    let size = match kind {
+        Kind::File if is_raw => bytes.len() as u64,
+        Kind::File => FileNode::decode(cid, &bytes).map_err(|e| unsound(cid, &e))?.size(),
+        Kind::Directory | Kind::Symlink => 0,
+    };
     Ok(Listed { name, cid: cid.to_string(), kind: kind.name().to_owned(), size })
 }
 

@@ -73,7 +73,7 @@ impl Volumes {
     }
 
     pub(super) fn record(&self, name: &str) -> Result<VolumeRecord, Failure> {
-        self.members.read(|r| r.volume_named(name)).ok_or_else(|| {
+        self.members.read(|r| r.volume_named(name)).map(|entry| entry.record).ok_or_else(|| {
             Failure::not_found(format!("no volume {name:?}: `remora volume ls` shows what there is"))
         })
     }
@@ -89,8 +89,7 @@ impl Volumes {
 
     /// One volume; reads no disk and asks nobody.
     pub(crate) fn find(&self, name: &str) -> Option<VolumeState> {
-        let entries = self.members.read(|r| r.volumes());
-        entries.iter().find(|e| e.shown_name == name).map(|entry| self.state(entry))
+        self.members.read(|r| r.volume_named(name)).map(|entry| self.state(&entry))
     }
 
     pub(crate) fn inspect(&self, name: &str) -> Result<VolumeState, Failure> {
