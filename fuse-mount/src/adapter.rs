@@ -13,6 +13,7 @@ mod convert;
 mod listing;
 mod negotiate;
 mod privileges;
+mod xattrs;
 
 use crate::adapter::atimes::Atimes;
 use crate::adapter::convert::{
@@ -21,6 +22,7 @@ use crate::adapter::convert::{
 };
 use crate::adapter::negotiate::{Agreed, negotiate};
 use crate::adapter::privileges::{drop_setgid, mode_without, takes_away};
+use crate::adapter::xattrs::{check_space, masked, send_xattr, shown};
 use crate::connection::Connection;
 use crate::mount::MountOptions;
 use fuser::{
@@ -47,9 +49,6 @@ const COPY_BYTES_MAX: u64 = 0xffff_f000;
 
 /// Block size in `statfs`.
 const STATFS_BLOCK_BYTES: u32 = 4096;
-
-/// Where extended attributes may have names; a local file system refuses others, and so do we.
-const XATTR_SPACES: [&[u8]; 3] = [b"user.", b"security.", b"trusted."];
 
 /// Serves one mount from one file system.
 pub(crate) struct Adapter {
@@ -126,27 +125,9 @@ impl Adapter {
         if self.has_xattrs { Ok(()) } else { Err(Errno::ENOSYS) }
     }
 
-    /// What lies in `system.` is the kernel's to act on: where there are no ACLs, one that is kept but not enforced would be a lie, and
-    /// `cp -a`, which sets modes as ACLs, needs the refusal to set them as modes. A label of SELinux is the mount's, not the file's. Whoever asks
-    /// for these of every file, as `ls -l` does, stops when told so.
     fn xattr_named(&self, name: &OsStr) -> Reply<()> {
-        let is_system = name.as_bytes().starts_with(b"system.") || name == "security.selinux";
         self.xattrs()?;
-        if self.agreed.has_acls && acl::is_acl(name.as_bytes()) {
-            return Ok(());
-        }
-        let is_known = XATTR_SPACES.iter().any(|space| name.as_bytes().starts_with(space));
-        if is_system || !is_known { Err(Errno::EOPNOTSUPP) } else { Ok(()) }
-    }
-}
-
-/// The mode that a node asked for with a mode and a umask gets: a default list of its directory takes the umask's place. The kernel
-/// holds the directory's lock meanwhile, so the list does not change.
-fn masked(fs: &dyn Filesystem, parent: Ino, asked: (u32, u32)) -> Reply<u32> {
-    match fs.getxattr(parent, acl::DEFAULT) {
-        Ok(_) => Ok(asked.0),
-        Err(Errno::ENODATA) => Ok(asked.0 & !asked.1),
-        Err(errno) => Err(errno),
+        check_space(name.as_bytes(), self.agreed.has_acls)
     }
 }
 
@@ -155,18 +136,6 @@ fn lookup_dot(fs: &dyn Filesystem, ino: Ino, name: &[u8]) -> Reply<Attr> {
     let ino = if name == b".." { fs.parent(ino)? } else { ino };
     fs.reference(ino).map_err(|_| Errno::ESTALE)?;
     fs.getattr(ino).inspect_err(|_| fs.forget(ino, 1))
-}
-
-/// Sends a value whose length the kernel may only ask for (`size` 0).
-fn send_xattr(reply: ReplyXattr, size: u32, value: &[u8]) {
-    let len = u32::try_from(value.len()).unwrap_or(u32::MAX);
-    if size == 0 {
-        reply.size(len);
-    } else if len > size {
-        reply.error(KernelErrno::ERANGE);
-    } else {
-        reply.data(value);
-    }
 }
 
 impl fuser::Filesystem for Adapter {
@@ -464,10 +433,7 @@ impl fuser::Filesystem for Adapter {
     fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         let result = self.xattrs().and_then(|()| self.call("listxattr", |fs| fs.listxattr(ino.0)));
         answer!(reply, result, names => {
-            // What others may not read is not shown to them.
-            let names = names.into_iter().filter(|name| req.uid() == 0 || !name.starts_with(b"trusted."));
-            let list: Vec<u8> = names.flat_map(|name| name.into_iter().chain([0])).collect();
-            send_xattr(reply, size, &list);
+            send_xattr(reply, size, &shown(names, req.uid()));
         });
     }
 
