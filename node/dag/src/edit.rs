@@ -4,12 +4,15 @@
 //! * the result is the CID that [`FileBuilder`] gives for the same bytes;
 //! * only nodes above a changed leaf or on the new right edge are read and written; a hole costs by its depth, not by its length.
 
+pub mod graft;
+
 use std::collections::BTreeMap;
 
 use bytes::{Bytes, BytesMut};
 use cid::Cid;
 
 use crate::block::{Block, BlockSink, BlockSource, Codec};
+use crate::edit::graft::{Changes, Memory};
 use crate::errors::{Malformed, ReadError, WriteError};
 use crate::file::{FILE_BYTES_MAX, FileBuilder, FileNode, FileRoot, Leaf};
 use crate::layers::{Layers, put_node, seal_leaf};
@@ -38,19 +41,43 @@ pub fn update_file(
     leaves: &BTreeMap<u64, Leaf>,
     new_size: u64,
 ) -> Result<FileRoot, WriteError> {
+    let changes = Changes { leaves: leaves.clone(), ..Changes::default() };
+    edit_file(source, sink, root, old_size, &changes, new_size)
+}
+
+/// As [`update_file`], with chunks that come from other files, too: they are neither read nor written, and where whole subtrees have
+/// the same place in both files, the nodes above them are not either.
+///
+/// # Errors
+/// As [`update_file`]; [`WriteError::LeafSize`] also for a graft that does not fit its place.
+pub fn edit_file(
+    source: &dyn BlockSource,
+    sink: &dyn BlockSink,
+    root: Option<&Cid>,
+    old_size: u64,
+    changes: &Changes,
+    new_size: u64,
+) -> Result<FileRoot, WriteError> {
     if new_size.max(old_size) > FILE_BYTES_MAX {
         return Err(WriteError::FileTooLarge { size: new_size.max(old_size) });
     }
-    for (index, leaf) in leaves {
+    for (index, leaf) in &changes.leaves {
         let expected = chunk_len(*index, new_size);
         if leaf.size != expected || expected == 0 {
             return Err(WriteError::LeafSize { index: *index, size: leaf.size, expected });
         }
     }
+    for (first, graft) in &changes.grafts {
+        let last = first.saturating_add(graft.n_chunks).saturating_sub(1);
+        let expected = chunk_len(last, new_size);
+        if graft.n_chunks == 0 || expected != CHUNK {
+            return Err(WriteError::LeafSize { index: last, size: CHUNK, expected });
+        }
+    }
     if new_size == 0 {
         return FileBuilder::new(PROFILE, sink).finish();
     }
-    let edit = Edit { source, sink, leaves, new_size };
+    let edit = Edit { source, sink, changes, new_size, memory: Memory::default() };
     let root = root.filter(|_| old_size > 0);
     match edit.update(root, old_size) {
         Ok(root) => Ok(root),
@@ -99,8 +126,9 @@ struct Old {
 struct Edit<'a> {
     source: &'a dyn BlockSource,
     sink: &'a dyn BlockSink,
-    leaves: &'a BTreeMap<u64, Leaf>,
+    changes: &'a Changes,
     new_size: u64,
+    memory: Memory,
 }
 
 impl Edit<'_> {
@@ -145,18 +173,18 @@ impl Edit<'_> {
     fn node(&self, level: u32, first: u64, old: Option<Old>) -> Result<FileRoot, Stop> {
         let start = first * CHUNK;
         let len = (self.new_size - start).min(span(level) * CHUNK);
-        let changed = self.leaves.range(first..first + len.div_ceil(CHUNK)).next();
-        match (changed, &old) {
-            (None, Some(old)) if old.level == level && old.root.size == len => return Ok(old.root),
-            (None, None) => return Ok(self.hole(level, len)?),
-            _ => {}
+        match (self.changes.touch(first, first + len.div_ceil(CHUNK)), &old) {
+            (false, Some(old)) if old.level == level && old.root.size == len => return Ok(old.root),
+            (false, None) => return Ok(self.hole(level, len)?),
+            (true, _) => {
+                if let Some(root) = self.grafted(level, first, len)? {
+                    return Ok(root);
+                }
+            }
+            (false, Some(_)) => {}
         }
         if level == 0 {
-            return match (changed, old) {
-                (Some((_, leaf)), _) => Ok(FileRoot { cid: leaf.cid, size: leaf.size, tsize: leaf.size }),
-                (None, Some(old)) => Ok(self.resized(&old.root, len)?),
-                (None, None) => Ok(self.hole(0, len)?),
-            };
+            return self.leaf(first, len, old);
         }
         let below = match old {
             None => Vec::new(),
@@ -174,6 +202,21 @@ impl Edit<'_> {
             })
             .collect::<Result<_, Stop>>()?;
         Ok(put_node(PROFILE, &children, self.sink)?)
+    }
+
+    /// The new leaf of a chunk, where `old` was.
+    fn leaf(&self, index: u64, len: u64, old: Option<Old>) -> Result<FileRoot, Stop> {
+        if let Some(leaf) = self.changes.leaves.get(&index) {
+            return Ok(FileRoot { cid: leaf.cid, size: leaf.size, tsize: leaf.size });
+        }
+        if self.changes.touch(index, index + 1) {
+            // A graft that the file it names has no whole leaf for.
+            return Err(WriteError::LeafSize { index, size: 0, expected: len }.into());
+        }
+        match old {
+            Some(old) => Ok(self.resized(&old.root, len)?),
+            None => Ok(self.hole(0, len)?),
+        }
     }
 
     /// An old leaf, cut or filled up with zeros.
@@ -194,7 +237,10 @@ impl Edit<'_> {
     fn hole(&self, level: u32, len: u64) -> Result<FileRoot, WriteError> {
         let place = level as usize;
         if place < zero::LEVELS && zero::subtree(place).size == len {
-            zero::put_subtree(place, self.sink)?;
+            if self.memory.n_zero_levels.get() <= place {
+                zero::put_subtree(place, self.sink)?;
+                self.memory.n_zero_levels.set(place + 1);
+            }
             return Ok(zero::subtree(place));
         }
         if level == 0 {
@@ -223,8 +269,10 @@ impl Edit<'_> {
         while index < n_leaves {
             let (start, len) = (index * CHUNK, chunk_len(index, self.new_size));
             let old_len = old_size.saturating_sub(start).min(len);
-            if let Some(leaf) = self.leaves.get(&index) {
+            if let Some(leaf) = self.changes.leaves.get(&index) {
                 layers.push_stored(*leaf)?;
+                index += 1;
+            } else if self.push_grafted(&mut layers, index)? {
                 index += 1;
             } else if let (Some(root), true) = (root, old_len > 0) {
                 let n = usize::try_from(old_len).unwrap_or_default();
@@ -240,7 +288,7 @@ impl Edit<'_> {
                 layers.push_leaf(zero::zeros(usize::try_from(len).unwrap_or_default()))?;
                 index += 1;
             } else {
-                let next = self.leaves.range(index..).next().map_or(n_leaves, |(next, _)| *next);
+                let next = self.changes.next_at(index).unwrap_or(n_leaves);
                 let end = if chunk_len(next.max(1) - 1, self.new_size) < CHUNK { next - 1 } else { next };
                 layers.push_zeros((end - index) * CHUNK)?;
                 index = end;

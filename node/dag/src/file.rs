@@ -335,3 +335,46 @@ pub fn locate<S: FileNodeSource + ?Sized>(
     }
     Err(Damaged { cid, why: Malformed::TooDeep }.into())
 }
+
+/// The first leaf with data at or behind byte `offset` of the file `root`, whose size is known to be `size`; `None` if only holes follow.
+///
+/// Holes are those that this crate writes: whole leaves and subtrees of zeros. They are passed over without being read.
+///
+/// # Errors
+/// As [`locate`].
+pub fn next_data<S: FileNodeSource + ?Sized>(
+    nodes: &S,
+    root: &Cid,
+    size: u64,
+    offset: u64,
+) -> Result<Option<Located>, S::Error> {
+    let mut stack = vec![(*root, 0u64, size, 0usize)];
+    while let Some((cid, start, len, depth)) = stack.pop() {
+        if start.saturating_add(len) <= offset || len == 0 || zero::hole_len(&cid) == Some(len) {
+            continue;
+        }
+        if Codec::of(&cid) == Some(Codec::Raw) {
+            return Ok(Some(Located { cid, start, len, data_at: 0 }));
+        }
+        if depth > FILE_DEPTH_MAX {
+            return Err(Damaged { cid, why: Malformed::TooDeep }.into());
+        }
+        let node = nodes.file_node(&cid)?;
+        if node.size() != len {
+            return Err(Damaged { cid, why: Malformed::Size }.into());
+        }
+        match &*node {
+            FileNode::Leaf { data_at, .. } => {
+                return Ok(Some(Located { cid, start, len, data_at: *data_at }));
+            }
+            FileNode::Interior { links, .. } => {
+                let first = links.partition_point(|link| start + link.start + link.len <= offset);
+                let wanted = links.get(first..).unwrap_or_default();
+                stack.extend(
+                    wanted.iter().rev().map(|link| (link.cid, start + link.start, link.len, depth + 1)),
+                );
+            }
+        }
+    }
+    Ok(None)
+}

@@ -1,25 +1,30 @@
 //! The content of the inodes that changed: files, symlinks, and what has none.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
 use cid::Cid;
 use remora_dag::block::{Block, Codec};
-use remora_dag::edit::update_file;
+use remora_dag::edit::graft::{Changes, GraftSource};
+use remora_dag::edit::{edit_file, update_file};
 use remora_dag::errors::{Malformed, ReadError};
-use remora_dag::file::{Leaf, Located, locate};
+use remora_dag::file::{Leaf, next_data};
 use remora_dag::read::{BlockNodes, file_size, read};
 use remora_dag::unixfs::symlink_block;
 use remora_dag::zero::zero_leaf;
 use remora_vfs::attr::Ino;
 
 use crate::derive::{DeriveError, InlineError, Io};
-use crate::extent::{ExtentSource, Extents, Part};
+use crate::extent::{Extent, ExtentSource, Extents, Part};
 use crate::inode::{Base, Body, Inode};
 use crate::state::State;
 
 /// The length of a chunk in the profile of volumes.
 pub(crate) const CHUNK_BYTES: u64 = 1024 * 1024;
+
+/// What a full node above leaves holds: a copy that is shifted by a multiple of it shares such nodes with its original.
+const NODE_BYTES: u64 = 1024 * CHUNK_BYTES;
 
 /// The new content of inodes, directories excepted.
 #[derive(Debug, Default)]
@@ -79,23 +84,26 @@ fn file_content(inode: &Inode, extents: &Extents, io: Io<'_>) -> Result<Option<B
         let cut = update_file(io.source, io.sink, Some(&cid), old_size, &BTreeMap::new(), kept)?;
         base = Some((cut.cid, kept));
     }
-    let io = Fresh { io, base };
-    let mut leaves = BTreeMap::new();
+    let mut fresh = Fresh { io, base, extents, size, changes: Changes::default() };
     let mut next = 0;
     for (start, extent) in extents.iter() {
         let end = (start + extent.len).min(size);
         let is_hole = extent.source == ExtentSource::Zero;
         // A hole where the base has nothing needs no leaf.
         let end = if is_hole { end.min(kept.next_multiple_of(CHUNK_BYTES)) } else { end };
-        let mut index = (start / CHUNK_BYTES).max(next);
-        while index * CHUNK_BYTES < end {
-            leaves.insert(index, io.leaf(extents, index, size)?);
-            index += 1;
-            next = index;
+        let whole = start.div_ceil(CHUNK_BYTES).max(next)..end / CHUNK_BYTES;
+        let touched = (start / CHUNK_BYTES).max(next)..end.div_ceil(CHUNK_BYTES);
+        if whole.is_empty() {
+            fresh.put_leaves(touched.clone())?;
+        } else {
+            fresh.put_leaves(touched.start..whole.start)?;
+            fresh.put_whole(start, extent, whole.clone())?;
+            fresh.put_leaves(whole.end..touched.end)?;
         }
+        next = next.max(touched.end);
     }
     let (root, old_size) = base.map_or((None, 0), |(cid, len)| (Some(cid), len));
-    let root = update_file(io.io.source, io.io.sink, root.as_ref(), old_size, &leaves, size)?;
+    let root = edit_file(io.source, io.sink, root.as_ref(), old_size, &fresh.changes, size)?;
     Ok(Some(Base { cid: root.cid, tsize: root.tsize, size, is_sparse: false }))
 }
 
@@ -120,18 +128,79 @@ fn kept_bytes(extents: &Extents, limit: u64) -> u64 {
 struct Fresh<'a> {
     io: Io<'a>,
     base: Option<(Cid, u64)>,
+    extents: &'a Extents,
+    size: u64,
+    changes: Changes,
 }
 
 impl Fresh<'_> {
+    /// Makes the leaves of these chunks.
+    fn put_leaves(&mut self, chunks: Range<u64>) -> Result<(), DeriveError> {
+        for index in chunks {
+            let leaf = self.leaf(index)?;
+            self.changes.leaves.insert(index, leaf);
+        }
+        Ok(())
+    }
+
+    /// Chunks that lie within one extent. What is a hole or has its place in a file already is not looked at.
+    fn put_whole(&mut self, start: u64, extent: &Extent, chunks: Range<u64>) -> Result<(), DeriveError> {
+        match &extent.source {
+            ExtentSource::Zero => {
+                self.changes.graft(chunks.start, chunks.end - chunks.start, GraftSource::Zero);
+                Ok(())
+            }
+            ExtentSource::File { cid, offset } => {
+                let size = file_size(self.io.source, cid)?;
+                self.put_copy((**cid, size), chunks.start * CHUNK_BYTES - start + offset, chunks)
+            }
+            ExtentSource::Inline { .. } | ExtentSource::Block { .. } => self.put_leaves(chunks),
+        }
+    }
+
+    /// Chunks that are copied from a file, from byte `at` of it.
+    fn put_copy(&mut self, file: (Cid, u64), at: u64, chunks: Range<u64>) -> Result<(), DeriveError> {
+        let (cid, size) = file;
+        let is_aligned = at.is_multiple_of(CHUNK_BYTES);
+        let source = |at: u64| GraftSource::File { cid, size, first: at / CHUNK_BYTES };
+        let n_chunks = chunks.end - chunks.start;
+        let has_all = at + n_chunks * CHUNK_BYTES <= size;
+        if has_all && at % NODE_BYTES == (chunks.start * CHUNK_BYTES) % NODE_BYTES {
+            self.changes.graft(chunks.start, n_chunks, source(at));
+            return Ok(());
+        }
+        let nodes = BlockNodes::new(self.io.source);
+        let mut index = chunks.start;
+        while index < chunks.end {
+            let from = at + (index - chunks.start) * CHUNK_BYTES;
+            let leaf = if from < size { next_data(&nodes, &cid, size, from)? } else { None };
+            // The first chunk that is not all hole.
+            let data = leaf.map_or(chunks.end, |leaf| index + leaf.start.saturating_sub(from) / CHUNK_BYTES);
+            if data > index {
+                let n_zero = data.min(chunks.end) - index;
+                self.changes.graft(index, n_zero, GraftSource::Zero);
+                index += n_zero;
+            } else if is_aligned && from + CHUNK_BYTES <= size {
+                self.changes.graft(index, 1, source(from));
+                index += 1;
+            } else {
+                self.put_leaves(index..index + 1)?;
+                index += 1;
+            }
+        }
+        Ok(())
+    }
+
     /// The leaf of a chunk, put if it is new.
-    fn leaf(&self, extents: &Extents, index: u64, size: u64) -> Result<Leaf, DeriveError> {
+    fn leaf(&self, index: u64) -> Result<Leaf, DeriveError> {
         let start = index * CHUNK_BYTES;
-        let end = size.min(start + CHUNK_BYTES);
-        let parts = extents.parts(start..end);
+        let end = self.size.min(start + CHUNK_BYTES);
+        let parts = self.extents.parts(start..end);
         if let [part] = parts.as_slice()
-            && let Some(cid) = self.whole_leaf(part)?
+            && part.len == CHUNK_BYTES
+            && let Some(ExtentSource::Block { cid, offset: 0 }) = &part.source
         {
-            return Ok(Leaf { cid, size: end - start });
+            return Ok(Leaf { cid: **cid, size: CHUNK_BYTES });
         }
         let block = if parts.iter().all(|part| self.is_zero(part)) {
             zero_leaf((end - start) as usize)
@@ -141,27 +210,6 @@ impl Fresh<'_> {
         let cid = *block.cid();
         self.io.sink.put(block)?;
         Ok(Leaf { cid, size: end - start })
-    }
-
-    /// The block that is exactly this part, if there is one.
-    fn whole_leaf(&self, part: &Part) -> Result<Option<Cid>, DeriveError> {
-        if part.len != CHUNK_BYTES {
-            return Ok(None);
-        }
-        match &part.source {
-            Some(ExtentSource::Block { cid, offset: 0 }) => Ok(Some(**cid)),
-            Some(ExtentSource::File { cid, offset }) => {
-                let size = file_size(self.io.source, cid)?;
-                let leaf = locate(&BlockNodes::new(self.io.source), cid, size, *offset)?;
-                let is_whole = |leaf: &Located| {
-                    leaf.start == *offset
-                        && leaf.len == CHUNK_BYTES
-                        && Codec::of(&leaf.cid) == Some(Codec::Raw)
-                };
-                Ok(leaf.filter(is_whole).map(|leaf| leaf.cid))
-            }
-            _ => Ok(None),
-        }
     }
 
     fn is_zero(&self, part: &Part) -> bool {
