@@ -39,6 +39,7 @@ use crate::frame::PAYLOAD_BYTES_MAX;
 use crate::group_sync::GroupSync;
 use crate::index::{BlockPlace, Digest, IndexError, IndexKind, IndexStore, Recent};
 use crate::pack::{Pack, PackEnd};
+use crate::pack_files::PackFiles;
 
 /// Places that wait for the index before the background thread is woken.
 const DRAIN_AT: usize = 4096;
@@ -56,6 +57,8 @@ pub struct BlocksOptions {
     pub index: IndexKind,
     /// A pack is sealed when it is longer than this; at most 2 GiB.
     pub pack_bytes: u64,
+    /// Packs whose files are open at a time, besides those that are written to.
+    pub open_packs_max: usize,
     /// Compress blocks with zstd at this level where it saves an eighth; `None` stores them as they are.
     pub zstd_level: Option<i32>,
     /// Move places to the index on a thread of its own.
@@ -65,7 +68,13 @@ pub struct BlocksOptions {
 impl BlocksOptions {
     /// Packs of 256 MiB, no compression, the index in the background.
     pub fn new(index: IndexKind) -> BlocksOptions {
-        BlocksOptions { index, pack_bytes: 256 << 20, zstd_level: None, is_background: true }
+        BlocksOptions {
+            index,
+            pack_bytes: 256 << 20,
+            open_packs_max: 256,
+            zstd_level: None,
+            is_background: true,
+        }
     }
 }
 
@@ -173,6 +182,7 @@ struct Shared {
     append: Mutex<Append>,
     recent: RwLock<Recent>,
     packs: RwLock<BTreeMap<u32, Arc<Pack>>>,
+    files: Arc<PackFiles>,
     index: IndexStore,
     drain: Mutex<()>,
     group: GroupSync,
@@ -314,7 +324,7 @@ impl Blocks {
         self.shared.sync()
     }
 
-    /// Figures; counts the index.
+    /// Figures; the first question after an open measures every pack, later ones do not.
     pub fn stat(&self) -> Result<BlocksStat, BlocksError> {
         let packs: Vec<Arc<Pack>> = self.shared.packs.read().values().cloned().collect();
         let mut stat = BlocksStat { n_packs: packs.len() as u64, ..BlocksStat::default() };

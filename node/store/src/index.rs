@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
@@ -141,6 +141,8 @@ enum Tables {
 
 struct SledTables {
     dir: PathBuf,
+    /// How many places there are; counted once after an unclean stop.
+    n_entries: AtomicU64,
     db: sled::Db,
     places: sled::Tree,
     mark: Slots<Mark>,
@@ -148,7 +150,7 @@ struct SledTables {
 
 impl SledTables {
     fn len(&self) -> u64 {
-        catch_unwind(AssertUnwindSafe(|| self.places.len() as u64)).unwrap_or(0)
+        self.n_entries.load(Ordering::Relaxed)
     }
 }
 
@@ -258,12 +260,11 @@ impl IndexStore {
                 Ok(())
             }
             Tables::Sled(tables) => {
-                for chunk in places.chunks(1024) {
-                    let mut batch = sled::Batch::default();
-                    for (digest, place) in chunk {
-                        batch.insert(&digest[..], &place.encode()[..]);
+                for (digest, place) in places {
+                    let before = guarded(|| tables.places.insert(&digest[..], &place.encode()[..]))?;
+                    if before.is_none() {
+                        tables.n_entries.fetch_add(1, Ordering::Relaxed);
                     }
-                    guarded(|| tables.places.apply_batch(batch))?;
                 }
                 Ok(())
             }
@@ -281,9 +282,12 @@ impl IndexStore {
                 Ok(())
             }
             Tables::Sled(tables) => {
-                let mut batch = sled::Batch::default();
-                digests.iter().for_each(|digest| batch.remove(&digest[..]));
-                guarded(|| tables.places.apply_batch(batch))
+                for digest in digests {
+                    if guarded(|| tables.places.remove(&digest[..]))?.is_some() {
+                        tables.n_entries.fetch_sub(1, Ordering::Relaxed);
+                    }
+                }
+                Ok(())
             }
         }
     }
@@ -299,7 +303,7 @@ impl IndexStore {
     pub fn checkpoint(&self, covered: Covered, is_clean: bool) -> Result<(), IndexError> {
         let held = self.tables.read();
         let Tables::Sled(tables) = &*held else { return Ok(()) };
-        // Counting walks the whole tree, so only a clean stop does it; after an unclean one the last count is a lower bound.
+        // After an unclean stop the last count is a lower bound; a sweep that runs sets it by itself.
         let n_entries = if is_clean { tables.len() } else { tables.mark.get().n_entries };
         // One flush may leave something for the next; sled's end would write it behind the checksum's back.
         for _ in 0..FLUSHES_MAX {
@@ -313,7 +317,7 @@ impl IndexStore {
         Ok(tables.mark.put(&mark)?)
     }
 
-    /// How many blocks it knows; walks all of them.
+    /// How many blocks it knows.
     pub fn len(&self) -> u64 {
         match &*self.tables.read() {
             Tables::Memory(map) => map.read().len() as u64,
@@ -325,7 +329,7 @@ impl IndexStore {
     pub fn is_empty(&self) -> bool {
         match &*self.tables.read() {
             Tables::Memory(map) => map.read().is_empty(),
-            Tables::Sled(tables) => tables.places.is_empty(),
+            Tables::Sled(tables) => tables.n_entries.load(Ordering::Relaxed) == 0,
         }
     }
 
@@ -380,14 +384,17 @@ fn reopen(dir: &Path) -> Result<Option<(SledTables, Covered, bool)>, IndexError>
         return Ok(None);
     }
     // sled may lose flushed writes in a power cut without saying so; then at least the count is too low.
-    if !said.is_clean {
-        let n = catch_unwind(AssertUnwindSafe(|| places.len() as u64)).map_err(|_| IndexError::Panicked)?;
-        if n < said.n_entries {
-            return Ok(None);
-        }
+    let n_entries = if said.is_clean {
+        said.n_entries
+    } else {
+        catch_unwind(AssertUnwindSafe(|| places.len() as u64)).map_err(|_| IndexError::Panicked)?
+    };
+    if n_entries < said.n_entries {
+        return Ok(None);
     }
     mark.put(&Mark { is_clean: false, tables_crc: None, ..said.clone() })?;
-    Ok(Some((SledTables { dir: dir.to_path_buf(), db, places, mark }, said.covered, is_proven)))
+    let n_entries = AtomicU64::new(n_entries);
+    Ok(Some((SledTables { dir: dir.to_path_buf(), n_entries, db, places, mark }, said.covered, is_proven)))
 }
 
 fn make_empty(dir: &Path) -> Result<SledTables, IndexError> {
@@ -422,7 +429,7 @@ fn make_empty(dir: &Path) -> Result<SledTables, IndexError> {
         tables_crc: None,
     };
     let mark = Slots::create(&RealDisk, &mark_path, &mark)?;
-    Ok(SledTables { dir: dir.to_path_buf(), db, places, mark })
+    Ok(SledTables { dir: dir.to_path_buf(), n_entries: AtomicU64::new(0), db, places, mark })
 }
 
 fn open_tables(dir: &Path) -> Result<(sled::Db, sled::Tree), IndexError> {

@@ -23,6 +23,7 @@ pub mod layout;
 pub mod lock;
 pub mod log;
 pub mod pack;
+mod pack_files;
 pub mod registry;
 pub mod scan;
 #[cfg(feature = "sim")]

@@ -15,6 +15,7 @@ use crate::frame::{
 };
 use crate::index::{BlockPlace, Digest};
 use crate::layout::TRAILER_VERSION;
+use crate::pack_files::{PackFile, PackFiles};
 use crate::scan::FrameView;
 
 /// Bytes of the trailer at the very end of a sealed pack.
@@ -31,10 +32,12 @@ pub struct Pack {
     pub number: u64,
     /// The file.
     pub path: PathBuf,
-    /// The open file.
+    /// The file; one of a pack that is only read is opened when it is needed.
     pub file: Arc<dyn DiskFile>,
     /// Mixed into its frames' header CRCs.
     pub salt: u32,
+    /// The same file, if it may be closed.
+    pub(crate) closable: Option<Arc<PackFile>>,
 }
 
 /// The end of a pack that is written to.
@@ -63,7 +66,23 @@ impl Pack {
     ) -> Result<Result<(Pack, FileHeader), FileHeaderFault>, DiskFault> {
         let file = disk.open(&path, OpenMode::ReadWrite).map_err(DiskFault::at("open pack", &path))?;
         let header = FileHeader::read(&*file).map_err(DiskFault::at("read pack header", &path))?;
-        Ok(header.map(|header| (Pack { number, path, file, salt: header.salt }, header)))
+        Ok(header.map(|header| (Pack { number, path, file, salt: header.salt, closable: None }, header)))
+    }
+
+    /// The same pack with a file that is opened when it is needed; for one that is not written to.
+    pub(crate) fn lazily(&self, files: &Arc<PackFiles>) -> Pack {
+        let file = files.lazily(self.number, &self.path);
+        let path = self.path.clone();
+        Pack { number: self.number, path, file: file.clone(), salt: self.salt, closable: Some(file) }
+    }
+
+    /// Keeps the file open from here on.
+    ///
+    /// # Errors
+    /// If it cannot be opened.
+    pub(crate) fn hold(&self) -> Result<(), DiskFault> {
+        let held = self.closable.as_ref().map_or(Ok(()), |file| file.hold());
+        held.map_err(DiskFault::at("open pack", &self.path))
     }
 
     /// Writes frames of block `stored` parts at `end`; returns the end behind it.

@@ -128,13 +128,20 @@ impl Shared {
             let mark = mark_of(append.pack.number, append.end.at);
             (append.n_written, mark, std::mem::take(&mut append.dirty))
         };
-        for pack in dirty {
+        for pack in &dirty {
             pack.file
                 .sync_data()
                 .map_err(|error| Arc::from(DiskFault::at("sync pack", &pack.path)(error).to_string()))?;
         }
         let mut append = self.append.lock();
         append.synced = append.synced.max(mark);
+        // What is full and durable is only read from here on.
+        let mut packs = self.packs.write();
+        for pack in dirty.iter().filter(|pack| pack.number < append.pack.number) {
+            if let Some(known) = packs.get_mut(&(pack.number as u32)) {
+                *known = Arc::new(pack.lazily(&self.files));
+            }
+        }
         Ok(n_written)
     }
 }

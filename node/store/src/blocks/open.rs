@@ -20,6 +20,7 @@ use crate::group_sync::GroupSync;
 use crate::index::{BlockPlace, Covered, Digest, IndexStore, Recent};
 use crate::layout::{FRAME_VERSION, is_unfinished, pack_name, parse_pack_name, unfinished_name};
 use crate::pack::{Pack, PackEnd, entry_of};
+use crate::pack_files::PackFiles;
 use crate::scan::{Beyond, FrameView, Scan, ScanError, mark_of};
 
 type Entries = Vec<(Digest, BlockPlace)>;
@@ -46,7 +47,8 @@ pub(super) fn open(
 ) -> Result<(Shared, BlocksRecovery), BlocksError> {
     disk.create_dir_all(dir).map_err(DiskFault::at("make pack directory", dir))?;
     let mut recovery = BlocksRecovery::default();
-    let (packs, highest) = find_packs(&*disk, dir, &mut recovery)?;
+    let files = PackFiles::new(disk.clone(), options.open_packs_max);
+    let (packs, highest) = find_packs(&*disk, dir, &files, &mut recovery)?;
     let (mut index, mut covered) = IndexStore::open(&options.index);
     if is_foreign(covered, &packs) {
         tracing::warn!("the index is about other packs: it is rebuilt from these");
@@ -76,7 +78,10 @@ pub(super) fn open(
         }
     }
     let (pack, opened) = match tail {
-        Some(tail) => tail,
+        Some((pack, opened)) => {
+            pack.hold()?;
+            (pack, opened)
+        }
         None => (Arc::new(create_pack(&*disk, dir, highest + 1)?), Opened { entries: Vec::new(), end: None }),
     };
     let end = match opened.end {
@@ -103,6 +108,7 @@ pub(super) fn open(
         append: Mutex::new(append),
         recent: RwLock::new(Recent::default()),
         packs: RwLock::new(by_number),
+        files,
         index,
         drain: Mutex::new(()),
         group: GroupSync::new(0),
@@ -145,13 +151,14 @@ pub(super) fn create_pack(disk: &dyn Disk, dir: &Path, number: u64) -> Result<Pa
         let _ = disk.remove(&unfinished);
         return Err(DiskFault::at("write pack header", &unfinished)(error));
     }
-    Ok(Pack { number, path, file, salt: header.salt })
+    Ok(Pack { number, path, file, salt: header.salt, closable: None })
 }
 
-/// Opens every pack whose header can be read; returns them in order, and the highest number in use.
+/// Finds every pack whose header can be read; returns them in order, and the highest number in use.
 fn find_packs(
     disk: &dyn Disk,
     dir: &Path,
+    files: &Arc<PackFiles>,
     recovery: &mut BlocksRecovery,
 ) -> Result<(Vec<Arc<Pack>>, u64), BlocksError> {
     let names = disk.list(dir).map_err(DiskFault::at("list packs", dir))?;
@@ -162,7 +169,7 @@ fn find_packs(
         let path = dir.join(pack_name(*number));
         match Pack::open(disk, path.clone(), *number)? {
             Ok((pack, header)) if header.kind == FileKind::Pack && header.number == *number => {
-                packs.push(Arc::new(pack));
+                packs.push(Arc::new(pack.lazily(files)));
             }
             Ok(_) | Err(FileHeaderFault::Damaged) => {
                 recovery.damaged.push(DamagedStretch { pack: *number, at: 0, next_valid: None });

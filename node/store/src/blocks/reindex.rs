@@ -57,7 +57,7 @@ impl Shared {
     }
 
     /// Puts every place of the packs into the index if nothing has proved it yet. Answers whether that changed anything.
-    fn prove_index(&self) -> bool {
+    pub(super) fn prove_index(&self) -> bool {
         if self.index.is_proven() {
             return false;
         }
@@ -66,7 +66,7 @@ impl Shared {
             // Somebody else has just done it.
             return true;
         }
-        tracing::info!("a block is not where the index says: every place is read from the packs again");
+        tracing::info!("nothing proves the index whole: every place is read from the packs again");
         if let Err(error) = self.index_all(&self.index) {
             self.give_index_up(&error);
         }

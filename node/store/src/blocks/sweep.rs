@@ -121,6 +121,8 @@ impl Sweep<'_> {
             swept.is_stopped = true;
             return Ok(swept);
         };
+        // A place that the index has lost would pass for a block that is dead.
+        shared.prove_index();
         shared.drain()?;
         let old = shared.old_packs(bound)?;
         swept.n_packs_old = old.len() as u64;
@@ -222,9 +224,12 @@ impl Shared {
             return Ok(false);
         }
         self.drain()?;
+        // Whoever found it before it goes reads from it still.
+        pack.hold()?;
         // Whoever reads all places anew must not find this pack half gone.
         let _one_at_a_time = self.drain.lock();
         self.packs.write().remove(&(pack.number as u32));
+        self.files.forget(pack.number);
         self.disk.remove(&pack.path).map_err(DiskFault::at("remove pack", &pack.path))?;
         self.disk.sync_dir(&self.dir).map_err(DiskFault::at("remove pack", &pack.path))?;
         tracing::debug!(pack = pack.number, "pack removed");
