@@ -5,12 +5,13 @@
 //! same log and base give the same state on every host.
 
 use std::io;
+use std::sync::mpsc::sync_channel;
 
 use cid::Cid;
 
 use remora_dag::block::{BlockSource, SourceError};
 use remora_store::frame::FrameKind;
-use remora_store::log::{Log, LogError};
+use remora_store::log::{Frame, Log, LogError};
 
 use remora_vfs::attr::Ino;
 use remora_vfs::errno::Errno;
@@ -22,6 +23,9 @@ use crate::state::State;
 use crate::stop::Stop;
 use crate::tree::{Tree, TreeError};
 use crate::volume::options::Base;
+
+/// Commits that are read and hashed before they are applied, at most; each is bounded in bytes.
+const COMMITS_AHEAD: usize = 8;
 
 /// Why a volume cannot be opened, or a state not be replayed.
 #[derive(Debug, thiserror::Error)]
@@ -141,7 +145,7 @@ pub fn replay_all(
                 seq: genesis.seq,
                 digest: genesis.digest,
             });
-            replay(log, blocks, volume, (tree, seq, known), u64::MAX)
+            replay_ahead(log, blocks, volume, (tree, seq, known))
         }
     }
 }
@@ -154,26 +158,60 @@ pub(crate) fn replay(
     base: (Cid, u64, Option<Tip>),
     upto: u64,
 ) -> Result<Replayed, OpenError> {
-    let (tree, base_seq, known) = base;
-    let first = log.first_seq().unwrap_or(u64::MAX);
-    if first > base_seq + 1 {
-        return Err(OpenError::Gap { first, base_seq });
-    }
-    let mut replay = Replay::new(blocks, volume, tree, base_seq, known)?;
-    for frame in log.iter_from(base_seq) {
-        let frame = frame?;
-        if frame.header.meta.kind != FrameKind::COMMIT {
-            continue;
-        }
-        let seq = frame.header.meta.seq;
-        if seq > upto {
-            break;
-        }
-        let commit = Commit::decode(frame.payload).map_err(|source| OpenError::Commit { seq, source })?;
-        let place = Payload::Log { position: frame.position, ops_offset: commit.ops_offset() };
-        replay.add(&commit, place)?;
-    }
+    let mut replay = Replay::begin(log, blocks, volume, base)?;
+    let mut added = Ok(());
+    each_commit(log, base.1, upto, &mut |read| {
+        added = read.and_then(|(commit, place)| replay.add(&commit, place));
+        added.is_ok()
+    });
+    added?;
     Ok(replay.end())
+}
+
+/// As [`replay`], up to the end of the log; a second thread reads and hashes ahead, for somebody waits for it.
+fn replay_ahead(
+    log: &Log,
+    blocks: &dyn BlockSource,
+    volume: &[u8; 16],
+    base: (Cid, u64, Option<Tip>),
+) -> Result<Replayed, OpenError> {
+    let mut replay = Replay::begin(log, blocks, volume, base)?;
+    std::thread::scope(|scope| {
+        let (sender, commits) = sync_channel(COMMITS_AHEAD);
+        let reading = move || each_commit(log, base.1, u64::MAX, &mut |read| sender.send(read).is_ok());
+        std::thread::Builder::new().name("replay".to_owned()).spawn_scoped(scope, reading)?;
+        for read in commits {
+            let (commit, place) = read?;
+            replay.add(&commit, place)?;
+        }
+        Ok(replay.end())
+    })
+}
+
+/// A commit of a log and where its ops are, or why there is none.
+type Read = Result<(Commit, Payload), OpenError>;
+
+/// Reads and hashes the commits from `base_seq` up to `upto`, in order, until `take` answers `false`.
+fn each_commit(log: &Log, base_seq: u64, upto: u64, take: &mut dyn FnMut(Read) -> bool) {
+    for frame in log.iter_from(base_seq) {
+        let read = match frame {
+            Ok(frame) if frame.header.meta.kind != FrameKind::COMMIT => continue,
+            Ok(frame) if frame.header.meta.seq > upto => return,
+            Ok(frame) => read_commit(frame),
+            Err(error) => Err(error.into()),
+        };
+        let is_last = read.is_err();
+        if !take(read) || is_last {
+            return;
+        }
+    }
+}
+
+fn read_commit(frame: Frame) -> Read {
+    let seq = frame.header.meta.seq;
+    let commit = Commit::decode(frame.payload).map_err(|source| OpenError::Commit { seq, source })?;
+    let place = Payload::Log { position: frame.position, ops_offset: commit.ops_offset() };
+    Ok((commit, place))
 }
 
 /// A state over `tree` that can be asked.
@@ -213,6 +251,21 @@ struct Replay<'a> {
 }
 
 impl<'a> Replay<'a> {
+    /// A replay over a base that the log joins.
+    fn begin(
+        log: &Log,
+        blocks: &'a dyn BlockSource,
+        volume: &'a [u8; 16],
+        base: (Cid, u64, Option<Tip>),
+    ) -> Result<Replay<'a>, OpenError> {
+        let (tree, base_seq, known) = base;
+        let first = log.first_seq().unwrap_or(u64::MAX);
+        if first > base_seq + 1 {
+            return Err(OpenError::Gap { first, base_seq });
+        }
+        Replay::new(blocks, volume, tree, base_seq, known)
+    }
+
     fn new(
         blocks: &'a dyn BlockSource,
         volume: &'a [u8; 16],
