@@ -56,6 +56,12 @@ impl Shape {
         self.dirs * self.dir_files
     }
 
+    /// A part of it with at most about `files` files.
+    pub(super) fn at_most(self, files: u64) -> Shape {
+        let dir_files = self.dir_files.min(files);
+        Shape { dirs: self.dirs.min(files / dir_files), dir_files }
+    }
+
     fn name(&self, index: u64) -> PathBuf {
         PathBuf::from(format!("d{:05}", index / self.dir_files)).join(format!("file-{index:07}"))
     }
