@@ -15,8 +15,10 @@ use tokio::net::UnixListener;
 use tokio::sync::watch;
 
 use crate::config::Config;
+use crate::content::added::Added;
 use crate::content::blocks::NodeBlocks;
 use crate::exit::{Code, Context, Failure};
+use crate::garbage::collecting::Garbage;
 use crate::members::membership::Membership;
 use crate::volumes::service::Volumes;
 
@@ -27,6 +29,8 @@ pub(crate) struct Services {
     pub(crate) members: Arc<Membership>,
     pub(crate) blocks: Arc<NodeBlocks>,
     pub(crate) volumes: Arc<Volumes>,
+    pub(crate) added: Arc<Added>,
+    pub(crate) garbage: Arc<Garbage>,
     pub(crate) docker: parking_lot::Mutex<Option<String>>,
     pub(crate) warnings: parking_lot::Mutex<Vec<String>>,
     pub(crate) started: Instant,
@@ -43,6 +47,7 @@ fn router(services: Arc<Services>) -> Router {
         .route("/v1/tickets", post(node::ticket))
         .route("/v1/store", get(node::store_stat))
         .route("/v1/store/verify", post(node::store_verify))
+        .route("/v1/store/gc", post(node::store_gc))
         .route("/v1/volumes", get(volume::list).post(volume::create))
         .route("/v1/volumes/{name}", get(volume::inspect).delete(volume::remove))
         .route("/v1/volumes/{name}/mount", post(volume::mount))

@@ -30,6 +30,9 @@ pub(crate) struct Config {
     /// Bytes kept free on the store's disk for deletes, commits and clean-up; below it writes answer ENOSPC.
     #[serde(default = "default_reserve")]
     pub(crate) reserve_bytes: u64,
+    /// Seconds for which a block that nothing refers to is kept all the same; what is on its way to be referred to has that long.
+    #[serde(default = "default_grace")]
+    pub(crate) gc_grace_secs: u64,
 }
 
 fn default_zone() -> String {
@@ -48,6 +51,13 @@ fn default_reserve() -> u64 {
     256 << 20
 }
 
+fn default_grace() -> u64 {
+    600
+}
+
+/// The longest grace: a week.
+const GRACE_SECS_MAX: u64 = 7 * 24 * 3600;
+
 /// The longest host or zone name, in bytes.
 const NAME_BYTES_MAX: usize = 64;
 
@@ -65,6 +75,7 @@ impl Config {
             mdns: false,
             docker_plugin: default_docker(),
             reserve_bytes: default_reserve(),
+            gc_grace_secs: default_grace(),
         };
         config.validate().map_err(Failure::usage)?;
         Ok(config)
@@ -114,6 +125,9 @@ impl Config {
         for address in &self.listen {
             remora_net::peer::parse_address(address)
                 .map_err(|e| format!("listen = {address:?}: {e}; like /ip4/0.0.0.0/tcp/{PORT_DEFAULT}"))?;
+        }
+        if self.gc_grace_secs == 0 || self.gc_grace_secs > GRACE_SECS_MAX {
+            return Err(format!("gc_grace_secs = {}: between 1 and {GRACE_SECS_MAX}", self.gc_grace_secs));
         }
         if !matches!(self.docker_plugin.as_str(), "auto" | "off") && !self.docker_plugin.starts_with('/') {
             return Err(format!(

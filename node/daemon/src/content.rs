@@ -2,5 +2,6 @@
 
 pub(crate) mod blocks;
 pub(crate) mod add;
+pub(crate) mod added;
 pub(crate) mod browse;
 pub(crate) mod send;

@@ -12,6 +12,7 @@ mod content;
 mod members;
 mod keepers;
 mod volumes;
+mod garbage;
 mod engine;
 mod api;
 mod run;

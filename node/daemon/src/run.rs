@@ -19,10 +19,12 @@ use tokio::sync::watch;
 use crate::api::{self, Services};
 use crate::config::Config;
 use crate::content::add::chain;
+use crate::content::added::Added;
 use crate::content::blocks::NodeBlocks;
 use crate::engine::driver::Driver;
 use crate::engine::seeding;
 use crate::exit::{Code, Context, Failure};
+use crate::garbage::collecting::{self, Garbage};
 use crate::keepers::desk::Keepers;
 use crate::keepers::hydrate;
 use crate::members::membership::Membership;
@@ -90,6 +92,8 @@ async fn live(data: &DataDir, socket: &Path, config: Config, papers: Papers) -> 
     let keepers = Keepers::open(data, Arc::clone(&members), Arc::clone(&blocks))?;
     let exchange = Exchange::new(net.clone(), keepers.providers());
     blocks.connect(exchange);
+    let added = Added::open(data)?;
+    let garbage = Garbage::new(&config, Arc::clone(&keepers), Arc::clone(&added));
     let volumes = Volumes::new(data, &config, Arc::clone(&members), Arc::clone(&keepers));
     members.connect(net.clone());
     peers.serve(Arc::clone(&keepers), net.clone());
@@ -98,16 +102,21 @@ async fn live(data: &DataDir, socket: &Path, config: Config, papers: Papers) -> 
         tokio::spawn(spread::rounds(Arc::clone(&members), net.clone())),
         tokio::spawn(sweep(Arc::clone(&volumes))),
         tokio::spawn(hydrate::rounds(Arc::clone(&keepers))),
+        tokio::spawn(collecting::rounds(Arc::clone(&garbage))),
     ];
     driver.connect(Arc::clone(&volumes));
     let services = Arc::new(Services {
         docker: parking_lot::Mutex::new(plugin.as_ref().map(|(_, path)| path.clone())),
-        warnings: parking_lot::Mutex::new(plugin_warning.into_iter().chain(damage).collect()),
+        warnings: parking_lot::Mutex::new(
+            plugin_warning.into_iter().chain(damage).chain(added.damage().map(str::to_owned)).collect(),
+        ),
         config,
         data: DataDir::new(data.root()),
         members: Arc::clone(&members),
         blocks: Arc::clone(&blocks),
         volumes: Arc::clone(&volumes),
+        added: Arc::clone(&added),
+        garbage: Arc::clone(&garbage),
         started: Instant::now(),
     });
     let api = tokio::spawn(api::serve(listener, services, stopping.clone()));
@@ -129,7 +138,12 @@ async fn live(data: &DataDir, socket: &Path, config: Config, papers: Papers) -> 
     }
     net.stop().await;
     // The store is marked complete below: nothing may be put into it from here on.
-    if let Err(e) = tokio::task::spawn_blocking(move || keepers.hydration().stop()).await {
+    let ended = tokio::task::spawn_blocking(move || {
+        garbage.stop();
+        keepers.hydration().stop();
+        added.close();
+    });
+    if let Err(e) = ended.await {
         tracing::error!(error = %e, "end the work on copies");
     }
     members.close();

@@ -185,6 +185,18 @@ pub(crate) struct Added {
     pub(crate) size: u64,
 }
 
+/// What giving back space did.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Collected {
+    pub(crate) volumes_dropped: u64,
+    pub(crate) packs_removed: u64,
+    pub(crate) bytes_removed: u64,
+    pub(crate) bytes_moved: u64,
+    pub(crate) blocks_removed: u64,
+    pub(crate) bytes_unused_left: u64,
+    pub(crate) bytes_after: u64,
+}
+
 /// `remora store verify`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Verified {

@@ -324,6 +324,17 @@ impl Blocks {
         self.shared.sync()
     }
 
+    /// Bytes of all packs.
+    ///
+    /// # Errors
+    /// A pack cannot be measured.
+    pub fn pack_bytes(&self) -> Result<u64, BlocksError> {
+        let packs: Vec<Arc<Pack>> = self.shared.packs.read().values().cloned().collect();
+        packs.iter().try_fold(0, |sum, pack| {
+            Ok(sum + pack.file.len().map_err(DiskFault::at("measure pack", &pack.path))?)
+        })
+    }
+
     /// Figures; the first question after an open measures every pack, later ones do not.
     pub fn stat(&self) -> Result<BlocksStat, BlocksError> {
         let packs: Vec<Arc<Pack>> = self.shared.packs.read().values().cloned().collect();

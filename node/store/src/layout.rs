@@ -62,6 +62,11 @@ impl DataDir {
         self.root.join("registry")
     }
 
+    /// Where the roots are that people added.
+    pub fn added(&self) -> PathBuf {
+        self.root.join("added")
+    }
+
     /// Where all volumes are.
     pub fn volumes(&self) -> PathBuf {
         self.root.join("volumes")

@@ -11,6 +11,7 @@
 
 mod ahead;
 mod cut;
+mod fork;
 mod recover;
 mod segment;
 mod write;

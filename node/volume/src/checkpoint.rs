@@ -109,6 +109,8 @@ impl Shared {
     /// See [`crate::volume::Volume::checkpoint`].
     pub(crate) fn make_checkpoint(&self) -> Result<(Cid, u64), CheckpointError> {
         let _one_at_a_time = self.checkpoint.lock();
+        // Nothing names the tree until it is announced, however long it takes to derive.
+        let _protection = self.blocks.protect();
         let (base, upto) = {
             let mut core = self.core.lock();
             core.journal.check().map_err(CheckpointError::NotDurable)?;

@@ -394,6 +394,12 @@ impl Journal {
         self.tail_bytes = self.tail_bytes.saturating_sub(bytes);
     }
 
+    /// The blocks that ops refer to which are not in the log yet.
+    pub(crate) fn referred(&self) -> Vec<Cid> {
+        let unwritten = self.payloads.unwritten().flat_map(|batch| &batch.data);
+        self.open.data.iter().chain(unwritten).copied().collect()
+    }
+
     /// The ops of the open batch if that is commit `seq`.
     pub(crate) fn open_ops(&self, seq: u64) -> Option<&[u8]> {
         (self.open.seq == seq).then_some(&self.open.ops[..])

@@ -22,6 +22,7 @@ mod acl;
 mod apply_content;
 mod apply_names;
 mod load;
+mod referred;
 
 use std::collections::{BTreeSet, VecDeque};
 

@@ -119,6 +119,16 @@ impl Volume {
         self.shared.make_checkpoint()
     }
 
+    /// What this volume reads from, or will refer to, that its log does not tell of: blocks and roots of files. Together with
+    /// the log and the tree that the log's newest commit names, this is all that must stay.
+    pub fn referred(&self) -> Vec<Cid> {
+        let core = self.shared.core.lock();
+        let mut referred = core.journal.referred();
+        referred.extend(core.state.referred());
+        referred.push(core.journal.base().0);
+        referred
+    }
+
     /// Makes everything durable and answers the tree of exactly that state: a snapshot.
     ///
     /// *Errors*: as [`Volume::checkpoint`].

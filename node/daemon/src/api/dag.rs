@@ -137,7 +137,11 @@ pub(crate) async fn add(State(services): Shared, Query(query): Query<AddQuery>, 
                 None => return Ok(None),
             }
         };
-        crate::content::add::add(&mut records, &*services.blocks, profile)
+        let _protection = services.blocks.store().protect();
+        let added = crate::content::add::add(&mut records, &*services.blocks, profile)?;
+        let root = added.cid.parse().map_err(|_| Failure::failed("the root has no sound CID"))?;
+        services.added.note(&root)?;
+        Ok(added)
     });
     let ((), added) = tokio::join!(pump, work);
     added.map(Json)

@@ -11,7 +11,7 @@ use crate::api::Services;
 use crate::api::answer::{Answer, blocking_json, read_json};
 use crate::exit::Failure;
 use crate::members::now::unix_ms;
-use crate::wire::{Peer, Status, StoreStat, TicketLine, TicketWish, Verified};
+use crate::wire::{Collected, Peer, Status, StoreStat, TicketLine, TicketWish, Verified};
 
 type Shared = State<Arc<Services>>;
 
@@ -47,6 +47,7 @@ fn warnings(services: &Services) -> Vec<String> {
     let mut warnings = services.warnings.lock().clone();
     warnings.extend(services.volumes.warnings());
     warnings.extend(failures(services));
+    warnings.extend(services.garbage.warning());
     warnings
 }
 
@@ -125,6 +126,10 @@ pub(crate) async fn ticket(State(services): Shared, body: Bytes) -> Answer<Ticke
 
 pub(crate) async fn store_stat(State(services): Shared) -> Answer<StoreStat> {
     blocking_json(move || Ok(stat(&services))).await
+}
+
+pub(crate) async fn store_gc(State(services): Shared) -> Answer<Collected> {
+    blocking_json(move || services.garbage.collect_now()).await
 }
 
 pub(crate) async fn store_verify(State(services): Shared) -> Answer<Verified> {

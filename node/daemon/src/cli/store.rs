@@ -5,7 +5,7 @@ use hyper::Method;
 
 use super::{Global, render};
 use crate::exit::{Code, Failure};
-use crate::wire::{StoreStat, Verified};
+use crate::wire::{Collected, StoreStat, Verified};
 
 #[derive(Args)]
 pub(crate) struct Store {
@@ -19,6 +19,8 @@ enum Command {
     Stat,
     /// Read every block back and check its digest
     Verify,
+    /// Give back the space of blocks that nothing refers to; the daemon does so by itself, too
+    Gc,
 }
 
 impl Store {
@@ -39,6 +41,21 @@ impl Store {
                         render::bytes(stat.free_bytes),
                     ]],
                 );
+                Ok(())
+            }
+            Command::Gc => {
+                let done: Collected = client.call(Method::POST, "/v1/store/gc", &()).await?;
+                if global.json {
+                    return render::json(&done);
+                }
+                render::line(&format!(
+                    "{} given back in {} packs, {} moved; {} in packs, {} of them unused",
+                    render::bytes(done.bytes_removed.saturating_sub(done.bytes_moved)),
+                    done.packs_removed,
+                    render::bytes(done.bytes_moved),
+                    render::bytes(done.bytes_after),
+                    render::bytes(done.bytes_unused_left),
+                ));
                 Ok(())
             }
             Command::Verify => {

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use cid::Cid;
 use remora_dag::block::{Block, BlockSink, BlockSource, SinkError, SourceError};
 use remora_net::exchange::{BlockProvider, Exchange};
+use remora_store::blocks::touches::Protection;
 use remora_store::blocks::{Blocks, BlocksError};
 use remora_volume::journal::blocks::BlockStore;
 
@@ -91,6 +92,10 @@ impl BlockSink for NodeBlocks {
 impl BlockStore for NodeBlocks {
     fn sync(&self) -> io::Result<()> {
         self.store.sync().map_err(io::Error::other)
+    }
+
+    fn protect(&self) -> Option<Protection> {
+        Some(self.store.protect())
     }
 }
 

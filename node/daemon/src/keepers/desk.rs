@@ -35,6 +35,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Volumes a host keeps at most; more are refused, so that no member can fill this host with empty logs.
 const KEPT_MAX: usize = 4096;
 
+/// What the directory of a volume ends in while it is deleted.
+const DOOMED: &str = "removed";
+
 /// The keepers of this host.
 pub(crate) struct Keepers {
     store: StoreDir,
@@ -70,7 +73,12 @@ impl Keepers {
             Err(e) => return Err(Failure::failed(format!("list {}: {e}", dir.display()))),
         };
         for entry in names {
-            let name = entry.doing("list the volumes")?.file_name();
+            let entry = entry.doing("list the volumes")?;
+            let name = entry.file_name();
+            if entry.path().extension().is_some_and(|ending| ending == DOOMED) {
+                std::fs::remove_dir_all(entry.path()).doing("delete a removed volume")?;
+                continue;
+            }
             if let Some(id) = name.to_str().and_then(parse_volume_name) {
                 let id = VolumeId(id);
                 // One volume that cannot be opened must not keep the others from their users.
@@ -140,6 +148,26 @@ impl Keepers {
         kept.insert(id, Arc::clone(&opened));
         self.unopened.lock().remove(&id);
         Ok(opened)
+    }
+
+    /// Deletes what this host has of a volume that was removed; `false` while somebody writes it.
+    pub(crate) fn drop_removed(&self, id: &VolumeId) -> Result<bool, Failure> {
+        let mut kept = self.kept.lock();
+        let Some(one) = kept.get(id) else { return Ok(false) };
+        let hold = one.promise().hold;
+        if one.local().is_some() || hold.is_some_and(|h| h.released.is_none() && h.peer != self.members.me())
+        {
+            return Ok(false);
+        }
+        let dir = self.store.volume(&id.0);
+        // Under another name first: half a volume must not be taken for one at the next start.
+        let doomed = dir.root().with_extension(DOOMED);
+        std::fs::rename(dir.root(), &doomed).doing(format_args!("remove {}", dir.root().display()))?;
+        kept.remove(id);
+        drop(kept);
+        std::fs::remove_dir_all(&doomed).doing(format_args!("remove {}", doomed.display()))?;
+        tracing::info!(volume = %id, "deleted: it was removed from the catalogue");
+        Ok(true)
     }
 
     /// Makes this host the first keeper of a new volume; durable on return.

@@ -126,6 +126,16 @@ impl Hydration {
         drop(self.round.lock());
     }
 
+    /// Runs `work` while no copy is brought here; `None` if the work on copies did not end in time. What was known to be whole is
+    /// looked at again afterwards.
+    pub(crate) fn while_paused<T>(&self, timeout: Duration, work: impl FnOnce() -> T) -> Option<T> {
+        let mut round = self.round.try_lock_for(timeout)?;
+        for progress in round.values_mut() {
+            progress.known = Known::default();
+        }
+        Some(work())
+    }
+
     fn is_stopping(&self) -> bool {
         self.is_stopping.load(Ordering::Acquire)
     }
@@ -289,7 +299,7 @@ impl Reach for Here<'_> {
         if self.keepers.hydration().is_stopping() {
             return Err(Stopped::Interrupted);
         }
-        self.keepers.blocks().store().has(cid).map_err(|e| failed(&e))
+        self.keepers.blocks().store().keep(cid).map_err(|e| failed(&e))
     }
 
     fn get(&self, cid: &Cid) -> Result<Option<Bytes>, Stopped> {

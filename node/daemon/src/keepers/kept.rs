@@ -5,6 +5,7 @@
 //! taken.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
@@ -20,10 +21,10 @@ use remora_cluster::promise::Promise;
 use remora_cluster::tip::{Chain, Checkpoint, CommitHeader, Term, Tip};
 use remora_dag::block::Codec;
 use remora_store::ctl::Slots;
-use remora_store::disk::RealDisk;
+use remora_store::disk::{Disk, RealDisk};
 use remora_store::file_header::FileKind;
 use remora_store::frame::{FrameKind, FrameMeta};
-use remora_store::layout::{VolumeDir, segment_name};
+use remora_store::layout::{VolumeDir, is_unfinished, segment_name};
 use remora_store::log::{Log, LogError, LogOptions, Recovery};
 use remora_volume::commit::Commit;
 use remora_volume::volume::Volume;
@@ -130,6 +131,16 @@ impl Kept {
         &self.log
     }
 
+    /// The files of suffixes that lost.
+    pub(crate) fn forks(&self) -> Result<Vec<PathBuf>, String> {
+        let dir = self.dir.fork();
+        let names = RealDisk.list(&dir).or_else(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => Ok(Vec::new()),
+            _ => Err(format!("list {}: {e}", dir.display())),
+        })?;
+        Ok(names.into_iter().filter(|name| !is_unfinished(name)).map(|name| dir.join(name)).collect())
+    }
+
     /// Why this keeper neither votes nor takes commits, if it does not; names the file.
     pub(crate) fn damage(&self) -> Option<String> {
         let failed = || self.log.failed().map(|why| format!("{} failed ({why})", self.dir.log().display()));
@@ -139,6 +150,11 @@ impl Kept {
     /// What is promised, as on disk.
     pub(crate) fn promise(&self) -> Promise {
         self.inner.lock().machine.record().clone()
+    }
+
+    /// The newest commit known to be committed; 0 before anybody said so since the start.
+    pub(crate) fn commit_seq(&self) -> u64 {
+        self.inner.lock().machine.commit_seq()
     }
 
     /// The configuration that counts here, if this host is a keeper.

@@ -4,6 +4,7 @@ use std::io;
 
 use remora_dag::block::{BlockSink, BlockSource};
 use remora_store::blocks::Blocks;
+use remora_store::blocks::touches::Protection;
 
 /// Blocks that can be read, kept and made durable.
 ///
@@ -14,11 +15,21 @@ pub trait BlockStore: BlockSource + BlockSink + 'static {
     ///
     /// *Errors*: a failed sync is final for those blocks; the volume steps down.
     fn sync(&self) -> io::Result<()>;
+
+    /// While the answer lives, no block that is put from now on is given up because nothing refers to it yet. A store that gives
+    /// nothing up answers `None`.
+    fn protect(&self) -> Option<Protection> {
+        None
+    }
 }
 
 /// The blocks of this host alone: what is not here is not found.
 impl BlockStore for Blocks {
     fn sync(&self) -> io::Result<()> {
         Blocks::sync(self).map_err(io::Error::other)
+    }
+
+    fn protect(&self) -> Option<Protection> {
+        Some(Blocks::protect(self))
     }
 }

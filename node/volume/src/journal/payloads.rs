@@ -61,6 +61,15 @@ impl Payloads {
         }
     }
 
+    /// The commits that are not in the log yet.
+    pub(crate) fn unwritten(&self) -> impl Iterator<Item = &Batch> {
+        let written = |place: &&Payload| matches!(place, Payload::Memory(_));
+        self.places.iter().rev().take_while(written).filter_map(|place| match place {
+            Payload::Memory(batch) => Some(&**batch),
+            Payload::Log { .. } => None,
+        })
+    }
+
     /// Forgets every commit up to `seq`, but none that is still in memory only.
     pub(crate) fn forget_until(&mut self, seq: u64) {
         while self.first <= seq && matches!(self.places.front(), Some(Payload::Log { .. })) {

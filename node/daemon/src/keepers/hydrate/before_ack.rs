@@ -41,7 +41,7 @@ pub(crate) fn ready(
     if kept.config().is_none_or(|config| config.durability != Durability::Quorum) {
         return Ok(commits.len());
     }
-    let has = |cid: &Cid| keepers.blocks().store().has(cid).map_err(|e| chain(&e));
+    let has = |cid: &Cid| keepers.blocks().store().keep(cid).map_err(|e| chain(&e));
     let plan = plan(commits, commit_seq, &has)?;
     if !plan.refers {
         return Ok(plan.n_commits);

@@ -1,0 +1,233 @@
+//! When space is given back, and how it is asked for.
+//!
+//! What always holds: one collection at a time, and none while copies of volumes are brought to this host; nothing is given back
+//! while anything is unclear: a damaged volume, one that is not whole here, a damaged list of what was added.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use remora_cluster::identity::VolumeId;
+use remora_store::blocks::sweep::{SweepOptions, Swept};
+
+use crate::config::Config;
+use crate::content::add::chain;
+use crate::content::added::Added;
+use crate::exit::{Code, Failure};
+use crate::garbage::marking::Marking;
+use crate::keepers::desk::Keepers;
+use crate::volumes::space;
+use crate::wire::Collected;
+
+/// How often it is looked whether there is something to do.
+const LOOK_EVERY: Duration = Duration::from_secs(20);
+
+/// Collections by themselves are this far apart, when the store grew enough or long ago.
+const PAUSE_MIN: Duration = Duration::from_secs(300);
+const PAUSE_MAX: Duration = Duration::from_secs(3600);
+
+/// While the disk is nearly full they may be closer.
+const PAUSE_TIGHT: Duration = Duration::from_secs(30);
+
+/// The store may grow by this much, and by half of what it was, before anything is done.
+const GROWTH_BYTES: u64 = 1 << 30;
+
+/// A pack is written anew when half of it is waste, or much less when every byte counts.
+const WASTE_PERCENT: u64 = 50;
+const WASTE_PERCENT_TIGHT: u64 = 10;
+
+/// How long a person waits for work on copies to end.
+const TURN_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Gives back what nothing refers to.
+pub(crate) struct Garbage {
+    keepers: Arc<Keepers>,
+    added: Arc<Added>,
+    grace: Duration,
+    reserve_bytes: u64,
+    started: Instant,
+    running: Mutex<Pace>,
+    trouble: Mutex<Option<String>>,
+    is_stopping: AtomicBool,
+}
+
+/// What is remembered between collections.
+#[derive(Default)]
+struct Pace {
+    last: Duration,
+    /// Bytes of packs after the last collection.
+    bytes_after: u64,
+    /// Volumes that were removed from the catalogue, and since when that is known.
+    removed: BTreeMap<VolumeId, Duration>,
+}
+
+impl Garbage {
+    pub(crate) fn new(config: &Config, keepers: Arc<Keepers>, added: Arc<Added>) -> Arc<Self> {
+        Arc::new(Garbage {
+            keepers,
+            added,
+            grace: Duration::from_secs(config.gc_grace_secs),
+            reserve_bytes: config.reserve_bytes,
+            started: Instant::now(),
+            running: Mutex::default(),
+            trouble: Mutex::default(),
+            is_stopping: AtomicBool::new(false),
+        })
+    }
+
+    /// Collects because somebody asked for it.
+    pub(crate) fn collect_now(&self) -> Result<Collected, Failure> {
+        let Some(mut pace) = self.running.try_lock_for(TURN_TIMEOUT) else {
+            return Err(Failure::conflict("space is being given back already: try again when that is done"));
+        };
+        self.collect(&mut pace, WASTE_PERCENT_TIGHT)
+    }
+
+    /// Collects if it is time. Blocks for as long as it takes.
+    pub(crate) fn collect_if_due(&self) {
+        let Some(mut pace) = self.running.try_lock() else { return };
+        let Some(waste_percent) = self.due(&pace) else { return };
+        let result = self.collect(&mut pace, waste_percent);
+        // Also after a failure: what stands in the way now will mostly still do so in a moment.
+        pace.last = self.started.elapsed();
+        match &result {
+            Ok(done) if done.bytes_removed > 0 || done.volumes_dropped > 0 => {
+                tracing::info!(?done, "space given back");
+            }
+            Ok(_) => {}
+            Err(failure) => tracing::info!(why = %failure, "no space is given back for now"),
+        }
+        *self.trouble.lock() = result.err().map(|failure| failure.text);
+    }
+
+    /// What an operator should know: the disk is nearly full and nothing can be done about it here.
+    pub(crate) fn warning(&self) -> Option<String> {
+        let trouble = self.trouble.lock().clone()?;
+        self.is_tight().then(|| format!("the disk is nearly full and no space can be given back: {trouble}"))
+    }
+
+    /// Ends what runs, and all that would come. Blocks until it has ended: from then on nothing is put into the store.
+    pub(crate) fn stop(&self) {
+        self.is_stopping.store(true, Ordering::Release);
+        drop(self.running.lock());
+    }
+
+    /// How wasteful a pack must be, if it is time for a collection.
+    fn due(&self, pace: &Pace) -> Option<u64> {
+        let since = self.started.elapsed().saturating_sub(pace.last);
+        if self.is_tight() {
+            return (since >= PAUSE_TIGHT.min(self.grace)).then_some(WASTE_PERCENT_TIGHT);
+        }
+        let bytes = self.keepers.blocks().store().pack_bytes().unwrap_or(0);
+        let grown = bytes.saturating_sub(pace.bytes_after);
+        let is_much = grown >= GROWTH_BYTES + pace.bytes_after / 2;
+        let is_due = (is_much && since >= PAUSE_MIN.min(self.grace)) || (grown > 0 && since >= PAUSE_MAX);
+        is_due.then_some(WASTE_PERCENT)
+    }
+
+    fn is_tight(&self) -> bool {
+        let free = space::free(self.keepers.store().root()).map_or(u64::MAX, |space| space.free);
+        free < 2 * self.reserve_bytes
+    }
+
+    fn collect(&self, pace: &mut Pace, waste_percent: u64) -> Result<Collected, Failure> {
+        if self.is_stopping() {
+            return Err(Failure::new(Code::NotReady, "the daemon is stopping"));
+        }
+        let now = self.started.elapsed();
+        let volumes_dropped = self.drop_removed(pace, now)?;
+        let store = self.keepers.blocks().store();
+        // What copies are thought to be whole rests on nothing going away meanwhile.
+        let swept = self.keepers.hydration().while_paused(TURN_TIMEOUT, || {
+            let Some(sweep) = store.begin_sweep(now, self.grace) else {
+                return Err(Failure::conflict("the store is being verified: try again when that is done"));
+            };
+            let live = self.mark()?;
+            let options = SweepOptions { waste_percent, reserve_bytes: self.reserve_bytes / 2 };
+            sweep
+                .run(&live, options, &mut || !self.is_stopping())
+                .map_err(|e| Failure::failed(format!("give back space: {}", chain(&e))))
+        });
+        let swept = swept.ok_or_else(|| {
+            Failure::conflict("copies of volumes are being brought to this host: try again when that is done")
+        })??;
+        pace.bytes_after = store.pack_bytes().unwrap_or(0);
+        Ok(collected(&swept, volumes_dropped, pace.bytes_after))
+    }
+
+    /// Everything that counts on this host, or why that cannot be known.
+    fn mark(&self) -> Result<remora_store::blocks::touches::Live, Failure> {
+        let refuse = |why: String| Failure::new(Code::NotReady, format!("nothing is given back: {why}"));
+        if let Some(damage) = self.added.damage() {
+            return Err(refuse(damage.into()));
+        }
+        if let Some((id, why)) = self.keepers.damaged().into_iter().next() {
+            return Err(refuse(format!("volume {id} is damaged here: {why}")));
+        }
+        let is_stopping = || self.is_stopping();
+        let marking = Marking::new(self.keepers.blocks().store(), &is_stopping);
+        for root in self.added.all() {
+            marking.added(&root).map_err(refuse)?;
+        }
+        for kept in self.keepers.all() {
+            let name = || {
+                let record = self.keepers.members().read(|registry| registry.volume(&kept.id()));
+                record.map_or_else(|| kept.id().to_string(), |record| record.name)
+            };
+            marking
+                .volume(&self.keepers, &kept)
+                .map_err(|why| refuse(format!("volume {}: {why}", name())))?;
+        }
+        Ok(marking.finish())
+    }
+
+    /// Lets go of volumes that were removed from the catalogue some time ago and that nobody writes.
+    fn drop_removed(&self, pace: &mut Pace, now: Duration) -> Result<u64, Failure> {
+        let removed: Vec<VolumeId> = self
+            .keepers
+            .all()
+            .iter()
+            .map(|kept| kept.id())
+            .filter(|id| self.keepers.is_removed(id))
+            .collect();
+        pace.removed.retain(|id, _| removed.contains(id));
+        let mut n = 0;
+        for id in removed {
+            let since = *pace.removed.entry(id).or_insert(now);
+            if now.saturating_sub(since) >= self.grace && self.keepers.drop_removed(&id)? {
+                pace.removed.remove(&id);
+                n += 1;
+            }
+        }
+        Ok(n)
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.is_stopping.load(Ordering::Acquire)
+    }
+}
+
+fn collected(swept: &Swept, volumes_dropped: u64, bytes_after: u64) -> Collected {
+    Collected {
+        volumes_dropped,
+        packs_removed: swept.n_packs_removed,
+        bytes_removed: swept.bytes_removed,
+        bytes_moved: swept.bytes_moved,
+        blocks_removed: swept.n_blocks_removed,
+        bytes_unused_left: swept.bytes_dead_left,
+        bytes_after,
+    }
+}
+
+/// Looks now and then whether space can be given back, until the daemon ends.
+pub(crate) async fn rounds(garbage: Arc<Garbage>) {
+    loop {
+        tokio::time::sleep(LOOK_EVERY.min(garbage.grace)).await;
+        let garbage = Arc::clone(&garbage);
+        if let Err(e) = tokio::task::spawn_blocking(move || garbage.collect_if_due()).await {
+            tracing::error!(error = %e, "give back space");
+        }
+    }
+}
