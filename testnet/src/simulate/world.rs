@@ -140,15 +140,17 @@ impl World {
             digest: seed,
         };
         world.draw_rates();
-        let n = 3 + world.below(3) as usize;
+        let mut n = 3 + world.below(3) as usize;
         let mut n_keepers = if world.below(2) == 0 { 1 } else { 3 };
         if world.below(4) == 0 {
             world.durability = Durability::Local;
         }
-        // Every fifth world keeps each volume on two hosts, mostly as two hosts do by default.
+        // Every fifth world keeps each volume on two hosts, as two hosts do by default; every second of them has no more.
         if seed % 5 == 4 {
             (n_keepers, world.replicas) = (2, 2);
-            world.durability = if seed % 4 == 0 { Durability::Quorum } else { Durability::Local };
+            n = if seed % 2 == 0 { 2 } else { n };
+            world.rates.crash_us = world.rates.crash_us.min(700_000);
+            world.durability = if seed % 8 == 0 { Durability::Quorum } else { Durability::Local };
         }
         let members = (0..n_keepers).map(peer).collect();
         let config = Config::at_creation(members, world.durability);
