@@ -57,7 +57,7 @@ impl Plan {
             5..=6 => After::Restart(rng.random_range(0..n_nodes)),
             _ => After::Nothing,
         };
-        Plan { seed: rng.random(), length, is_gentle: rng.random_ratio(7, 8), loads, kill, after }
+        Plan { seed: rng.random(), length, is_gentle: rng.random_ratio(11, 12), loads, kill, after }
     }
 
     /// The two rounds of the short form: everything once.

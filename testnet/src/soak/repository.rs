@@ -117,10 +117,12 @@ impl Repository {
             did.push_str("clone, ");
         }
         let before = self.reported.len();
+        let packs_at = rng.random_bool(0.6).then(|| rng.random_range(2..25));
         while !turn.is_over() {
             self.commit_some(&clone, &mut rng)?;
             std::thread::sleep(turn.pause(PAUSE));
-            if rng.random_ratio(1, 25) && !turn.is_over() {
+            // Once a turn at most: it writes all there is anew.
+            if packs_at == Some(self.reported.len() - before) && !turn.is_over() {
                 self.git(&clone, &["gc", "-q", "--prune=now"])?;
                 did.push_str("gc, ");
             }

@@ -101,6 +101,24 @@ impl Op {
         }
     }
 
+    /// Whether it changes nothing; a sync of what was synced before is no change either.
+    pub(super) fn only_looks(&self) -> bool {
+        matches!(
+            self,
+            Op::Read { .. }
+                | Op::Stat { .. }
+                | Op::List { .. }
+                | Op::Readlink { .. }
+                | Op::GetXattr { .. }
+                | Op::Sync { .. }
+                | Op::Open { .. }
+                | Op::ReadOpen { .. }
+                | Op::SyncOpen { .. }
+                | Op::StatOpen { .. }
+                | Op::Close { .. }
+        )
+    }
+
     /// Numbers of the inodes it names below a root, links and what they lead to.
     pub(super) fn inodes(&self, root: &Path, slots: &Slots) -> Vec<u64> {
         let at = |path: &Path| {

@@ -13,6 +13,7 @@ use rustix::io::Errno;
 
 use crate::soak::twins::choice::{N_SLOTS, Names, choose};
 use crate::soak::twins::op::{Op, Shown, Slots};
+use crate::soak::twins::promises::Promises;
 
 /// Operations that are remembered, and how many at most are shown when two answers differ: those on the same file.
 const HISTORY: usize = 6000;
@@ -26,6 +27,9 @@ const CROSS_ONE_IN: u32 = 40;
 
 /// What the part says when the volume was taken away under it.
 pub(super) const GONE: &str = "the mount is gone";
+
+/// Begins a line that names a file which was synced and not touched since.
+pub(super) const SYNCED: &str = "synced ";
 
 /// What to do.
 #[derive(clap::Args, Clone, Debug)]
@@ -55,6 +59,7 @@ struct Shared<'a> {
     is_over: AtomicBool,
     n_ops: AtomicU64,
     n_done: AtomicU64,
+    promises: Promises,
     /// Held for reading by operations within a thread's own directory, for writing by those across two.
     crossing: RwLock<()>,
     /// Links across directories make two threads share a file. Who works on an inode holds its lock, by number; names do not
@@ -73,6 +78,7 @@ pub(crate) fn run(what: &Stress) -> Result<()> {
         is_over: AtomicBool::new(false),
         n_ops: AtomicU64::new(0),
         n_done: AtomicU64::new(0),
+        promises: Promises::default(),
         crossing: RwLock::new(()),
         inodes: std::array::from_fn(|_| Mutex::new(())),
     };
@@ -99,6 +105,9 @@ pub(crate) fn run(what: &Stress) -> Result<()> {
         None => Ok(()),
         Some(error) => {
             println!("{error:#}");
+            for path in shared.promises.paths() {
+                println!("{SYNCED}{}", path.display());
+            }
             Err(error)
         }
     }
@@ -156,11 +165,13 @@ impl Thread<'_> {
         let inodes = op.inodes(native_root, &self.native);
         let locks: BTreeSet<usize> = inodes.iter().map(|inode| *inode as usize % N_LOCKS).collect();
         let _alone: Vec<_> = locks.iter().map(|at| self.shared.inodes[*at].lock()).collect();
+        self.shared.promises.release(op, &inodes);
         let native = op.perform(native_root, &mut self.native);
         let volume = op.perform(volume_root, &mut self.volume);
         self.shared.n_ops.fetch_add(1, Ordering::Relaxed);
         if native == volume {
             if native.is_ok() {
+                self.shared.promises.note(op, native_root);
                 self.shared.n_done.fetch_add(1, Ordering::Relaxed);
                 if self.history.len() == HISTORY {
                     self.history.pop_front();
