@@ -41,7 +41,7 @@ use crate::stop::Stop;
 use crate::tree::{Stats, Tree};
 
 /// Clean inodes kept in the table: about 450 bytes each, found again in the base when they are asked for.
-pub const CLEAN_INODES_MAX: usize = 65_536;
+pub const CLEAN_INODES_MAX: usize = 32_768;
 
 /// A volume's file system in memory.
 #[derive(Debug)]
