@@ -15,7 +15,7 @@ use cid::Cid;
 use crate::block::{BLOCK_BYTES_MAX, BlockSink, BlockSource, Codec};
 use crate::dagpb::{self, Link};
 use crate::errors::{Damaged, Malformed, ReadError, WriteError};
-use crate::hamt::{Load, MemShard, name_hash};
+use crate::hamt::{Load, MemShard, name_hash, slot_index};
 use crate::posix::{Row, decode_rows, encode_rows};
 use crate::profile::{HAMT_BYTES, HAMT_FANOUT, HamtRule, Profile};
 use crate::unixfs::{self, Data, HAMT_MURMUR3, NodeType};
@@ -294,7 +294,8 @@ fn build_basic<'a>(
 /// Changes a directory: `Some` sets the entry of that name, `None` removes it. Without a `root` it starts empty.
 ///
 /// The result is what [`build_dir`] of the resulting entries gives, provided `root` was built by the same profile; only blocks on the
-/// way to a change are written. The key of a change is the name; the name inside the entry is not looked at.
+/// way to a change are written. The key of a change is the name; the name inside the entry is not looked at. What has been
+/// put into `sink` must be found in `source`.
 ///
 /// # Errors
 /// [`WriteError`]: as [`build_dir`], or the old directory could not be read.
@@ -369,7 +370,16 @@ fn update_hamt(
     let tsize = dir_tsize(&node);
     let mut shard = MemShard::of_node(DirRoot { cid: *root, tsize }, node, 0)?;
     let (mut grown, mut shrunk) = (0usize, 0usize);
-    for (name, change) in changes {
+    // In the order of the shards: each is written when it is done, so that only one of them is in memory at a time.
+    let mut in_order: Vec<(&Vec<u8>, &Option<Entry>)> = changes.iter().collect();
+    in_order.sort_by_cached_key(|(name, _)| name_hash(name));
+    let mut last = None;
+    for (name, change) in in_order {
+        let index = slot_index(name, 0);
+        if let Some(done) = last.filter(|_| last != index) {
+            shard.finish_slot(done, profile, sink)?;
+        }
+        last = index;
         let before = match change {
             None => shard.remove(load, 0, name)?,
             Some(entry) => {

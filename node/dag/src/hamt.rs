@@ -255,6 +255,20 @@ impl MemShard {
         Ok(true)
     }
 
+    /// Writes the shard in a slot, in which nothing will change any more, and lets go of it.
+    pub(crate) fn finish_slot(
+        &mut self,
+        index: u16,
+        profile: Profile,
+        sink: &dyn BlockSink,
+    ) -> Result<(), WriteError> {
+        if let Some(MemSlot::Shard(child)) = self.slots.get(&index) {
+            let root = child.write(profile, sink)?;
+            self.slots.insert(index, MemSlot::Stored(root));
+        }
+        Ok(())
+    }
+
     /// Writes the shards that changed.
     pub(crate) fn write(&self, profile: Profile, sink: &dyn BlockSink) -> Result<DirRoot, WriteError> {
         if let Some(stored) = self.stored {

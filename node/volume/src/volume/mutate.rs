@@ -30,7 +30,7 @@ const FETCHES_MAX: usize = 4096;
 const UNSYNCED_BYTES_MAX: u64 = 32 << 20;
 
 /// At so many times the changes at which a checkpoint is due, writers are slowed down.
-const OUTRUN_TIMES: usize = 2;
+const OUTRUN_TIMES: usize = 3;
 
 /// How long a writer waits then, at most. It is a brake, not a gate: a checkpoint that takes long, or that needs
 /// keepers that are away, stops nobody.

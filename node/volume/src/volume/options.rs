@@ -12,9 +12,9 @@ use crate::journal::blocks::BlockStore;
 use crate::journal::durability::{Durability, NoReplicas, Replicator};
 use crate::state::changes::Changes;
 
-/// How much may differ from the base before a checkpoint is due, when nothing else is said: some 30 MiB of inodes or of
-/// names. Ranges cost less, and a tree that many of them lead into costs more to derive.
-pub const CHANGES_MAX: Changes = Changes { inodes: 64 << 10, names: 256 << 10, ranges: 1 << 20 };
+/// How much may differ from the base before a checkpoint is due, when nothing else is said: some 30 MiB of inodes, with
+/// what it takes to derive them, or of names. Ranges cost less, and a tree that many of them lead into costs more to derive.
+pub const CHANGES_MAX: Changes = Changes { inodes: 32 << 10, names: 256 << 10, ranges: 1 << 20 };
 
 /// Bytes of the disk that holds the store.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
