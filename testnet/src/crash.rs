@@ -29,6 +29,7 @@ use crate::crash::tally::Tally;
 use crate::crash::verdict::Verdict;
 use crate::crash::workload::{Acknowledged, Running, Workload};
 use crate::exe;
+use crate::faultdisk::platter::Cut;
 use crate::report::{bar, seconds};
 
 /// Cycles on one disk; then a new one begins, so that memory stays bounded.
@@ -36,6 +37,9 @@ const CYCLES_ON_ONE_DISK: usize = 40;
 
 /// How long a cycle may take before the run gives up on it.
 const CYCLE_TIMEOUT: Duration = Duration::from_secs(150);
+
+/// The slowest flush of a disk: slow enough that a cut often comes in the middle of one.
+const FLUSH_MICROS_MAX: u64 = 1_500;
 
 /// What to do.
 #[derive(Clone, Copy, Debug, clap::Args)]
@@ -49,6 +53,9 @@ pub struct Options {
     /// Times the power is cut: half of them memory is forgotten, half blocks of the disk
     #[arg(long, default_value_t = 100)]
     cuts: usize,
+    /// Hosts that keep the volume, each with a disk of its own; power fails on all of them at once
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=5))]
+    members: u8,
     /// Decides the moments, and what a disk forgets
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -73,7 +80,8 @@ pub fn run(options: &Options) -> Result<()> {
     for (at, crash) in plan.into_iter().enumerate() {
         if at % CYCLES_ON_ONE_DISK == 0 {
             drop(host.take());
-            host = Some(Host::new(&scratch.path().join(format!("host{at}")), Daemon::Sound)?);
+            host =
+                Some(Host::new(&scratch.path().join(format!("hosts{at}")), Daemon::Sound, options.members)?);
         }
         let host = host.as_mut().context("the first cycle makes a host")?;
         let seed = random.random();
@@ -149,7 +157,7 @@ struct Cycle {
     acknowledged: u64,
     recovery: Duration,
     verdicts: Vec<(Workload, Verdict)>,
-    cut: Option<crate::faultdisk::platter::Cut>,
+    cuts: Vec<Cut>,
 }
 
 impl Cycle {
@@ -165,14 +173,15 @@ struct Host {
 }
 
 impl Host {
-    fn new(dir: &std::path::Path, daemon: Daemon) -> Result<Host> {
+    fn new(dir: &std::path::Path, daemon: Daemon, n_members: u8) -> Result<Host> {
         let programs = Workload::ALL.map(|workload| (workload, Acknowledged::default(), 0)).to_vec();
-        Ok(Host { rig: Rig::new(dir, daemon)?, programs })
+        Ok(Host { rig: Rig::new(dir, daemon, usize::from(n_members))?, programs })
     }
 
     /// Works, crashes, comes back and looks. With `sync` off, programs say they are safe when they are not.
     fn cycle(&mut self, crash: Crash, seed: u64, sync: bool) -> Result<Cycle> {
         let mut random = ChaCha20Rng::seed_from_u64(seed);
+        self.rig.set_flush_time(Duration::from_micros(random.random_range(0..FLUSH_MICROS_MAX)));
         let before: u64 = self.programs.iter().map(|(_, so_far, _)| so_far.count).sum();
         let mut running = Vec::new();
         for (workload, so_far, first) in &self.programs {
@@ -182,13 +191,13 @@ impl Host {
             program.wait_for(so_far.count, random.random_range(1..20))?;
         }
         std::thread::sleep(Duration::from_micros(random.random_range(0..400_000)));
-        let cut = self.rig.strike(crash, random.random())?;
+        let cuts = self.rig.strike(crash, random.random())?;
         // Programs and daemon may live on for a moment with a disk that is gone: nothing may be acknowledged then.
         let moment = Duration::from_micros(random.random_range(0..200_000) * random.random_range(0..=1));
         for program in &mut running {
             program.wait_end(moment)?;
         }
-        self.rig.end()?;
+        self.rig.end(crash)?;
         for (program, (_, so_far, _)) in running.into_iter().zip(&mut self.programs) {
             *so_far = program.finish()?;
         }
@@ -203,6 +212,6 @@ impl Host {
             *next = verdict.next;
             verdicts.push((*workload, verdict));
         }
-        Ok(Cycle { acknowledged: after - before, recovery, verdicts, cut })
+        Ok(Cycle { acknowledged: after - before, recovery, verdicts, cuts })
     }
 }

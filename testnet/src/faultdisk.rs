@@ -123,6 +123,11 @@ impl FaultDisk {
         self.platter.fail_reads(range);
     }
 
+    /// From now on a flush takes so long; what is written meanwhile is not part of it. At first it takes no time.
+    pub fn set_flush_time(&self, flush_time: Duration) {
+        self.platter.set_flush_time(flush_time);
+    }
+
     /// Requests served so far.
     #[must_use]
     pub fn counts(&self) -> Counts {

@@ -29,13 +29,26 @@ pub struct Node {
 impl Node {
     /// Initialises a cluster of one in `dir/name`; the daemon does not run yet.
     pub fn init(dir: &Path, name: &str) -> Result<Node> {
-        Node::init_at(&dir.join(name), name)
+        let node = Node::place(dir, name);
+        node.ok(&["init", "--name", name, "--listen", "/ip4/127.0.0.1/tcp/0"])?;
+        Ok(node)
     }
 
-    /// As [`Node::init`], with the data directory `data`; log and mounts lie beside it.
-    pub fn init_at(data: &Path, name: &str) -> Result<Node> {
+    /// As [`Node::init`], or as [`Node::join`] if there is a `member`, with the data directory `data`; log and mounts lie beside
+    /// it. It keeps its port over restarts, so that
+    /// nodes that start at the same time find one another.
+    pub fn place_at(data: &Path, name: &str, member: Option<&Node>) -> Result<Node> {
         let node = Node::at(data, name);
-        node.ok(&["init", "--name", name, "--listen", "/ip4/127.0.0.1/tcp/0"])?;
+        // Free now; nobody else is given it for a while.
+        let port = std::net::TcpListener::bind(("127.0.0.1", 0)).and_then(|l| l.local_addr())?.port();
+        let listen = format!("/ip4/127.0.0.1/tcp/{port}");
+        match member {
+            None => node.ok(&["init", "--name", name, "--listen", &listen])?,
+            Some(member) => {
+                let ticket = member.ok(&["ticket"])?;
+                node.ok(&["join", ticket.trim(), "--name", name, "--listen", &listen])?
+            }
+        };
         Ok(node)
     }
 

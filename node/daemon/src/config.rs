@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use remora_volume::volume::options::CHECKPOINT_LOG_BYTES;
 use serde::{Deserialize, Serialize};
 
 use crate::exit::{Code, Context, Failure};
@@ -33,6 +34,10 @@ pub(crate) struct Config {
     /// Seconds for which a block that nothing refers to is kept all the same; what is on its way to be referred to has that long.
     #[serde(default = "default_grace")]
     pub(crate) gc_grace_secs: u64,
+    /// A log this long is turned into a tree while the volume is busy. Shorter: a volume opens sooner after a crash.
+    /// Longer: less is written.
+    #[serde(default = "default_checkpoint_log")]
+    pub(crate) checkpoint_log_bytes: u64,
 }
 
 fn default_zone() -> String {
@@ -58,6 +63,10 @@ fn default_grace() -> u64 {
 /// The longest grace: a week.
 const GRACE_SECS_MAX: u64 = 7 * 24 * 3600;
 
+fn default_checkpoint_log() -> u64 {
+    CHECKPOINT_LOG_BYTES
+}
+
 /// The longest host or zone name, in bytes.
 const NAME_BYTES_MAX: usize = 64;
 
@@ -76,6 +85,7 @@ impl Config {
             docker_plugin: default_docker(),
             reserve_bytes: default_reserve(),
             gc_grace_secs: default_grace(),
+            checkpoint_log_bytes: default_checkpoint_log(),
         };
         config.validate().map_err(Failure::usage)?;
         Ok(config)

@@ -50,7 +50,7 @@ fn catch(mistake: &Mistake, dir: &Path, random: &mut ChaCha20Rng, tally: &mut Ta
     let mut unreadable = 0;
     for (cycle, crash) in (0..CYCLES_MAX).zip(mistake.crashes.iter().cycle()) {
         // A host that has lost something is no host to go on with.
-        let mut host = Host::new(&dir.join(format!("host{cycle}")), mistake.daemon)?;
+        let mut host = Host::new(&dir.join(format!("host{cycle}")), mistake.daemon, 1)?;
         match guarded(|| host.cycle(*crash, random.random(), mistake.programs_sync)) {
             Ok(cycle) => {
                 let bad = cycle.verdicts.iter().filter(|(_, v)| v.lost > 0 || !v.damage.is_empty());

@@ -1,4 +1,4 @@
-//! One node whose store lies on a disk that we control, and its volume.
+//! Nodes whose stores lie on disks that we control, and their volume.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -15,6 +15,9 @@ const DISK_BYTES: u64 = 3 << 30;
 
 /// What the node keeps free of it: little, the disk is small.
 const RESERVE_BYTES: u64 = 64 << 20;
+
+/// A log this long is made a checkpoint: a cycle writes a few of them.
+const CHECKPOINT_LOG_BYTES: u64 = 1 << 20;
 
 /// Name of the volume.
 const VOLUME: &str = "v";
@@ -56,36 +59,43 @@ pub(super) enum Daemon {
     NeverSyncs,
 }
 
-/// A node at work. Dropped, everything is gone.
-pub(super) struct Rig {
+/// A node and the disk below its store.
+struct Member {
     node: Node,
-    mount: PathBuf,
     disk: FaultDisk,
 }
 
+/// Nodes at work. Dropped, everything is gone.
+pub(super) struct Rig {
+    mount: PathBuf,
+    /// The first is the writer.
+    members: Vec<Member>,
+}
+
 impl Rig {
-    /// A new node in the new directory `dir`, with an empty volume mounted.
-    pub(super) fn new(dir: &Path, daemon: Daemon) -> Result<Rig> {
-        let mut disk = FaultDisk::create(dir, DISK_BYTES)?;
-        let data = disk.mount()?;
-        let mut node = Node::init_at(&data, "solo")?;
-        set_reserve(&data)?;
-        let dies_with_us = ["setpriv", "--pdeathsig", "KILL", "--"];
-        let calls = sync_calls();
-        let never_syncs = ["perl", "-e", include_str!("without_sync.pl"), "--", &calls];
-        match daemon {
-            Daemon::Sound => node.start_under(&dies_with_us),
-            Daemon::NeverSyncs => node.start_under(&[&dies_with_us[..], &never_syncs].concat()),
+    /// `n_members` new nodes in the new directory `dir`, with an empty volume mounted on the first. Three and more keep it under
+    /// the quorum rule.
+    pub(super) fn new(dir: &Path, daemon: Daemon, n_members: usize) -> Result<Rig> {
+        let mut members: Vec<Member> = Vec::new();
+        for at in 0..n_members {
+            let member = Member::new(&dir.join(at.to_string()), at, daemon, members.first())?;
+            members.push(member);
         }
-        node.start()?;
-        node.ok(&["volume", "create", VOLUME])?;
-        let mount = node.mount(VOLUME)?;
+        let others = (n_members - 1) as u64;
+        for member in &members {
+            member.node.wait_until("all members connected", |s| s["connected"].as_u64() == Some(others))?;
+        }
+        let writer = members.first_mut().context("there is a member")?;
+        writer.node.ok(&["volume", "create", VOLUME])?;
+        let mount = writer.node.mount(VOLUME)?;
         if daemon == Daemon::NeverSyncs {
-            // What it began with is there, so that what it acknowledges is what is lost.
-            let data = std::fs::File::open(&data).context("open the store")?;
-            rustix::fs::syncfs(&data).context("sync the store")?;
+            for member in &members {
+                // What it began with is there, so that what it acknowledges is what is lost.
+                let data = std::fs::File::open(member.disk.dir()).context("open the store")?;
+                rustix::fs::syncfs(&data).context("sync the store")?;
+            }
         }
-        Ok(Rig { node, mount, disk })
+        Ok(Rig { mount, members })
     }
 
     /// Where the volume is mounted.
@@ -93,40 +103,56 @@ impl Rig {
         &self.mount
     }
 
-    /// What the daemon said last.
+    /// What the daemons said last.
     pub(super) fn last_words(&self) -> String {
-        self.node.last_words()
+        self.members.iter().map(|member| member.node.last_words()).collect::<Vec<_>>().join("\n--\n")
     }
 
-    /// The last line in which the daemon complains.
+    /// The last line in which a daemon complains.
     fn complaint(&self) -> String {
         let words = self.last_words();
         let complains = |line: &&str| line.contains(" ERROR ") || line.contains(" WARN ");
-        words.lines().rev().find(complains).unwrap_or("it says nothing").to_owned()
+        words.lines().rev().find(complains).unwrap_or("nobody says anything").to_owned()
     }
 
-    /// The crash as far as the disk or the file system is concerned: from now on nothing more becomes durable.
-    pub(super) fn strike(&mut self, crash: Crash, seed: u64) -> Result<Option<Cut>> {
-        match crash {
-            Crash::Kill => self.node.kill().map(|()| None),
-            Crash::Shutdown => shut_down(&self.disk.dir()).map(|()| None),
-            Crash::Cut => self.disk.cut_power(seed).map(Some),
+    /// From now on a flush of every disk takes so long.
+    pub(super) fn set_flush_time(&self, flush_time: Duration) {
+        self.members.iter().for_each(|member| member.disk.set_flush_time(flush_time));
+    }
+
+    /// The crash as far as disks and file systems are concerned: from now on nothing more becomes durable. Power fails on all
+    /// hosts, a daemon is killed on the writer's.
+    pub(super) fn strike(&mut self, crash: Crash, seed: u64) -> Result<Vec<Cut>> {
+        let mut cuts = Vec::new();
+        for (member, seed) in self.members.iter_mut().zip(seed..) {
+            match crash {
+                Crash::Kill => return member.node.kill().map(|()| cuts),
+                Crash::Shutdown => shut_down(&member.disk.dir())?,
+                Crash::Cut => cuts.push(member.disk.cut_power(seed)?),
+            }
         }
+        Ok(cuts)
     }
 
-    /// The rest of the host is gone too.
-    pub(super) fn end(&mut self) -> Result<()> {
-        self.node.kill()
+    /// The rest of the hosts is gone too.
+    pub(super) fn end(&mut self, crash: Crash) -> Result<()> {
+        let n_hit = if crash == Crash::Kill { 1 } else { self.members.len() };
+        self.members.iter_mut().take(n_hit).try_for_each(|member| member.node.kill())
     }
 
-    /// Brings the host back, and answers how long the daemon took from its start until the volume was mounted.
+    /// Brings the hosts back, and answers how long it took from the start of the first daemon until the volume was mounted.
     pub(super) fn come_back(&mut self, crash: Crash) -> Result<Duration> {
+        let n_hit = if crash == Crash::Kill { 1 } else { self.members.len() };
         if crash != Crash::Kill {
-            self.disk.power_on()?;
-            self.disk.mount()?;
+            for member in &mut self.members {
+                member.disk.power_on()?;
+                member.disk.mount()?;
+            }
         }
         let began = Instant::now();
-        self.node.start()?;
+        for member in self.members.iter_mut().take(n_hit) {
+            member.node.start()?;
+        }
         while !is_live(&self.mount) {
             ensure!(began.elapsed() < BACK_TIMEOUT, "the mount does not come back: {}", self.complaint());
             std::thread::sleep(Duration::from_millis(2));
@@ -135,17 +161,38 @@ impl Rig {
     }
 }
 
+impl Member {
+    /// A node whose daemon runs, in the new directory `dir`.
+    fn new(dir: &Path, at: usize, daemon: Daemon, founder: Option<&Member>) -> Result<Member> {
+        let mut disk = FaultDisk::create(dir, DISK_BYTES)?;
+        let data = disk.mount()?;
+        let mut node = Node::place_at(&data, &format!("host{at}"), founder.map(|founder| &founder.node))?;
+        set_config(&data)?;
+        let dies_with_us = ["setpriv", "--pdeathsig", "KILL", "--"];
+        let calls = sync_calls();
+        let never_syncs = ["perl", "-e", include_str!("without_sync.pl"), "--", &calls];
+        match daemon {
+            Daemon::Sound => node.start_under(&dies_with_us),
+            Daemon::NeverSyncs => node.start_under(&[&dies_with_us[..], &never_syncs].concat()),
+        }
+        node.start()?;
+        Ok(Member { node, disk })
+    }
+}
+
 /// Whether a FUSE mount there answers. The kernel answers much else from what it remembers of a dead one, but never this.
 fn is_live(mount: &Path) -> bool {
     rustix::fs::statfs(mount).is_ok_and(|stat| stat.f_type as i64 == FUSE_MAGIC)
 }
 
-fn set_reserve(data: &Path) -> Result<()> {
+/// Little is kept free, and checkpoints are frequent, so that crashes meet them.
+fn set_config(data: &Path) -> Result<()> {
     let path = data.join("config.toml");
     let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-    let mut lines: Vec<&str> = text.lines().filter(|line| !line.starts_with("reserve_bytes")).collect();
-    let reserve = format!("reserve_bytes = {RESERVE_BYTES}");
-    lines.insert(0, &reserve);
+    let ours = [("reserve_bytes", RESERVE_BYTES), ("checkpoint_log_bytes", CHECKPOINT_LOG_BYTES)];
+    let mut lines: Vec<String> = ours.iter().map(|(key, value)| format!("{key} = {value}")).collect();
+    let is_theirs = |line: &&str| !ours.iter().any(|(key, _)| line.starts_with(key));
+    lines.extend(text.lines().filter(is_theirs).map(str::to_owned));
     std::fs::write(&path, lines.join("\n")).with_context(|| format!("write {}", path.display()))
 }
 

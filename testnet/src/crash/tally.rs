@@ -29,7 +29,7 @@ impl Tally {
         let row = self.rows.entry(kind.to_owned()).or_default();
         row.cycles += 1;
         row.acknowledged += cycle.acknowledged;
-        row.forgotten += cycle.cut.map_or(0, |cut| cut.pending - cut.kept + cut.torn);
+        row.forgotten += cycle.cuts.iter().map(|cut| cut.pending - cut.kept + cut.torn).sum::<usize>();
         row.recoveries_secs.push(cycle.recovery.as_secs_f64());
         for (_, verdict) in &cycle.verdicts {
             row.lost += verdict.lost;

@@ -8,6 +8,7 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use parking_lot::Mutex;
@@ -68,10 +69,24 @@ struct Write {
     bytes: Vec<u8>,
 }
 
+/// A flush under way.
+struct Flush {
+    /// Writes that it makes durable, counted from the disk's beginning.
+    upto: usize,
+    /// A power cut ends it.
+    n_cuts: u32,
+    time: Duration,
+}
+
 struct State {
     now: File,
     durable: File,
     pending: Vec<Write>,
+    /// Writes that were pending once and are durable, or gone.
+    n_settled: usize,
+    /// Power cuts so far.
+    n_cuts: u32,
+    flush_time: Duration,
     fails_writes: bool,
     fails_flushes: bool,
     fails_reads: Option<Range<u64>>,
@@ -103,6 +118,9 @@ impl Platter {
             now: memory_file(bytes).context("memory for the disk")?,
             durable: memory_file(bytes).context("memory for the disk")?,
             pending: Vec::new(),
+            n_settled: 0,
+            n_cuts: 0,
+            flush_time: Duration::ZERO,
             fails_writes: false,
             fails_flushes: false,
             fails_reads: None,
@@ -149,18 +167,40 @@ impl Platter {
         Ok(())
     }
 
-    /// Makes everything durable that was written before.
+    /// Makes everything durable that was written before. What is written meanwhile stays in the cache.
     pub fn flush(&self) -> io::Result<()> {
+        let flush = self.begin_flush();
+        if !flush.time.is_zero() {
+            std::thread::sleep(flush.time);
+        }
+        self.end_flush(&flush)
+    }
+
+    fn begin_flush(&self) -> Flush {
+        let state = self.state.lock();
+        let upto = state.n_settled + state.pending.len();
+        Flush { upto, n_cuts: state.n_cuts, time: state.flush_time }
+    }
+
+    fn end_flush(&self, flush: &Flush) -> io::Result<()> {
         let mut state = self.state.lock();
-        if state.is_dead || state.fails_flushes {
+        if state.is_dead || state.n_cuts != flush.n_cuts || state.fails_flushes {
             state.counts.failed += 1;
             return Err(broken());
         }
-        for write in std::mem::take(&mut state.pending) {
+        // Another flush may have been quicker.
+        let n = flush.upto.saturating_sub(state.n_settled);
+        state.n_settled += n;
+        for write in state.pending.drain(..n).collect::<Vec<_>>() {
             state.durable.write_all_at(&write.bytes, write.offset)?;
         }
         state.counts.flushes += 1;
         Ok(())
+    }
+
+    /// How long a flush takes; writes go on meanwhile, and are not part of it.
+    pub fn set_flush_time(&self, flush_time: Duration) {
+        self.state.lock().flush_time = flush_time;
     }
 
     /// See [`FaultDisk::fail_writes`](crate::faultdisk::FaultDisk::fail_writes).
@@ -214,7 +254,9 @@ impl Platter {
     pub fn cut_power(&self, seed: u64) -> Result<Cut> {
         let mut state = self.state.lock();
         state.is_dead = true;
+        state.n_cuts += 1;
         let pending = std::mem::take(&mut state.pending);
+        state.n_settled += pending.len();
         let (cut, left) = what_is_left(seed, &pending);
         for write in &left {
             state.durable.write_all_at(&write.bytes, write.offset)?;
@@ -378,6 +420,26 @@ mod tests {
         assert_eq!(platter.cut_power(0).unwrap().pending, 0);
         platter.power_on();
         assert_eq!(platter.read(0, 1).unwrap(), [1]);
+    }
+
+    #[test]
+    fn what_is_written_during_a_flush_is_not_part_of_it() {
+        let platter = with(&[(0, 1)]);
+        let (slow, quick) = (platter.begin_flush(), platter.begin_flush());
+        platter.write(4096, &[2; 4096]).unwrap();
+        platter.end_flush(&quick).unwrap();
+        platter.end_flush(&slow).unwrap();
+        assert_eq!(platter.cut_power(0).unwrap().pending, 1);
+    }
+
+    #[test]
+    fn a_flush_that_a_power_cut_overtakes_fails() {
+        let platter = with(&[(0, 1)]);
+        let flush = platter.begin_flush();
+        platter.cut_power(0).unwrap();
+        platter.power_on();
+        assert!(platter.end_flush(&flush).is_err());
+        platter.flush().unwrap();
     }
 
     #[test]

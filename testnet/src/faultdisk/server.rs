@@ -31,6 +31,9 @@ const REQUEST_BYTES_MAX: u32 = 1 << 20;
 /// How long the kernel may remember attributes: they never change.
 const TTL: Duration = Duration::from_secs(3600);
 
+/// Threads that serve: flushes take their time, writes go on.
+const N_THREADS: usize = 4;
+
 /// How long a session may take to end once it is unmounted.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -160,7 +163,9 @@ impl Served {
             .with_context(|| format!("mount {}", dir.display()))?;
         let (alive, over) = channel();
         let served = Served { dir: dir.to_owned(), over, is_stopped: false };
-        let session = Session::from_fd(Server { platter }, device, SessionACL::Owner, Config::default())
+        let mut config = Config::default();
+        config.n_threads = Some(N_THREADS);
+        let session = Session::from_fd(Server { platter }, device, SessionACL::Owner, config)
             .context("start serving the disk")?;
         std::thread::Builder::new().name("faultdisk".to_owned()).spawn(move || {
             let _until_the_end = alive;

@@ -48,6 +48,7 @@ pub(crate) struct Writing {
 #[derive(Clone, Copy)]
 pub(crate) struct Limits {
     pub(crate) reserve_bytes: u64,
+    pub(crate) checkpoint_log_bytes: u64,
 }
 
 impl Writing {
@@ -231,6 +232,7 @@ fn open_at(
     options.durability = rule(config, keepers.members().me());
     options.replicator = Arc::clone(bell) as _;
     options.reserve_bytes = Some(limits.reserve_bytes);
+    options.checkpoint_log_bytes = limits.checkpoint_log_bytes;
     options.space = Arc::new(move || {
         space::free(&root).unwrap_or(remora_volume::volume::options::Space { total: 0, free: 0 })
     });

@@ -57,7 +57,10 @@ impl Volumes {
         Arc::new(Volumes {
             members,
             keepers,
-            limits: Limits { reserve_bytes: config.reserve_bytes },
+            limits: Limits {
+                reserve_bytes: config.reserve_bytes,
+                checkpoint_log_bytes: config.checkpoint_log_bytes,
+            },
             points: data.docker_mounts(),
             remembered: Mounts::load(data.mounts()),
             mounted: Mutex::new(BTreeMap::new()),

@@ -25,8 +25,6 @@ const SYNC_BYTES: u64 = 16 << 20;
 const FULL_PAUSE: Duration = Duration::from_secs(1);
 /// A volume that has been left alone this long is checkpointed.
 const CHECKPOINT_IDLE: Duration = Duration::from_secs(30);
-/// A tail shorter than this is not worth a checkpoint while the volume is busy.
-const CHECKPOINT_TAIL_MIN: u64 = 256 << 20;
 /// While busy, the tail must also be this part of the volume.
 const CHECKPOINT_TAIL_FRACTION: u64 = 8;
 
@@ -152,7 +150,8 @@ impl Shared {
             return false;
         }
         let is_idle = now.saturating_sub(core.journal.touched()) >= CHECKPOINT_IDLE;
-        let is_long = tail >= CHECKPOINT_TAIL_MIN.max(core.state.stats().bytes / CHECKPOINT_TAIL_FRACTION);
+        let part = core.state.stats().bytes / CHECKPOINT_TAIL_FRACTION;
+        let is_long = tail >= self.checkpoint_log_bytes.max(part);
         let is_large = core.state.changes().reaches(&self.changes_max, 1)
             || core.journal.n_commits() >= CHECKPOINT_COMMITS;
         is_long || is_large || (is_idle && core.journal.has_changed_since_base())

@@ -52,6 +52,7 @@ impl Shared {
             clock: options.clock,
             space: options.space,
             reserve_bytes: options.reserve_bytes,
+            checkpoint_log_bytes: options.checkpoint_log_bytes,
             changes_max: options.changes_max,
             has_background: options.background,
             unlooked_bytes: AtomicU64::new(0),

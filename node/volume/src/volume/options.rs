@@ -63,11 +63,16 @@ pub struct VolumeOptions {
     pub space: Arc<dyn Fn() -> Space + Send + Sync>,
     /// Below this many free bytes nothing new is written; `None` for the larger of 256 MiB and 5 %.
     pub reserve_bytes: Option<u64>,
+    /// A log this long is worth a checkpoint while the volume is busy; for a large volume it takes a longer one.
+    pub checkpoint_log_bytes: u64,
     /// How much may differ from the base before a checkpoint is due; at several times that, writers are slowed down.
     pub changes_max: Changes,
     /// Whether threads of the volume cut, sync and checkpoint by themselves. Without, only calls do.
     pub background: bool,
 }
+
+/// See [`VolumeOptions::checkpoint_log_bytes`]: about as much as is replayed in a few seconds.
+pub const CHECKPOINT_LOG_BYTES: u64 = 256 << 20;
 
 impl VolumeOptions {
     /// Local durability, no replicas, the machine's clocks, unlimited space, background threads.
@@ -85,6 +90,7 @@ impl VolumeOptions {
             clock: Arc::new(SystemClock::default()),
             space: Arc::new(|| Space { total: u64::MAX / 2, free: u64::MAX / 2 }),
             reserve_bytes: None,
+            checkpoint_log_bytes: CHECKPOINT_LOG_BYTES,
             changes_max: CHANGES_MAX,
             background: true,
         }

@@ -65,6 +65,8 @@ pub(crate) struct Shared {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) space: Arc<dyn Fn() -> Space + Send + Sync>,
     pub(crate) reserve_bytes: Option<u64>,
+    /// A log this long is worth a checkpoint.
+    pub(crate) checkpoint_log_bytes: u64,
     /// More changes than this and a checkpoint is due.
     pub(crate) changes_max: Changes,
     pub(crate) has_background: bool,
