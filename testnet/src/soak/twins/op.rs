@@ -219,7 +219,7 @@ impl Op {
                 return Ok(n as u64);
             }
             Op::Sync { path } => {
-                open_existing(&root.join(path), OFlags::RDONLY)?.sync_all().map_err(errno)?
+                open_existing(&root.join(path), OFlags::RDONLY)?.sync_all().map_err(errno)?;
             }
             _ => return Err(Errno::INVAL),
         }
