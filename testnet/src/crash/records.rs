@@ -117,7 +117,7 @@ fn wrong_with(rest: &[u8], at: usize, next: u64) -> Option<String> {
     }
     let stamp = SIZES.stamp(next);
     let at = at as u64;
-    if next % FILE_RECORDS == 0 && at > 0 {
+    if next.is_multiple_of(FILE_RECORDS) && at > 0 {
         return Some(format!("{} bytes behind the last record", rest.len()));
     }
     if rest.len() >= stamp.len() || rest != &stamp[..rest.len()] {
@@ -126,7 +126,7 @@ fn wrong_with(rest: &[u8], at: usize, next: u64) -> Option<String> {
             rest.len()
         ));
     }
-    let ends_inside_a_page = (at + rest.len() as u64) % PAGE_BYTES != 0;
+    let ends_inside_a_page = !(at + rest.len() as u64).is_multiple_of(PAGE_BYTES);
     ends_inside_a_page
         .then(|| format!("record {next} at {at} is torn: {} of {} bytes", rest.len(), stamp.len()))
 }

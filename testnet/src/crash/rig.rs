@@ -182,7 +182,7 @@ impl Member {
 
 /// Whether a FUSE mount there answers. The kernel answers much else from what it remembers of a dead one, but never this.
 fn is_live(mount: &Path) -> bool {
-    rustix::fs::statfs(mount).is_ok_and(|stat| stat.f_type as i64 == FUSE_MAGIC)
+    rustix::fs::statfs(mount).is_ok_and(|stat| stat.f_type == FUSE_MAGIC)
 }
 
 /// Little is kept free, and checkpoints are frequent, so that crashes meet them.
