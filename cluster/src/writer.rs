@@ -337,15 +337,15 @@ impl Writer {
                 continue;
             }
             let is_due = peer.renewed.is_none_or(|renewed| now.since(renewed) >= times.renew_ms);
-            // What a keeper lacks at the release the next writer brings: a hand-off does not wait for a backlog.
+            // A keeper takes no release of a term it was not told of, so the election comes first, also while releasing. Of
+            // the log nothing more is sent then: what a keeper lacks the next writer brings, a hand-off does not wait.
             let untold = self.elected.as_ref().filter(|_| peer.is_untold);
-            let message = if self.is_releasing {
-                if peer.is_released {
-                    continue;
-                }
-                Message::Release { term, tip }
+            let message = if self.is_releasing && peer.is_released {
+                continue;
             } else if let Some(elected) = untold {
                 Message::Elected(elected.clone())
+            } else if self.is_releasing {
+                Message::Release { term, tip }
             } else if *to != me && peer.tip.seq < tip.seq {
                 effects.push(WriterEffect::SendLog { to: *to, after: peer.tip, commit_seq });
                 peer.in_flight = Some(now);

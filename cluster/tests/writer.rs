@@ -81,9 +81,18 @@ fn a_keeper_that_refuses_again_rests() {
 }
 
 #[test]
-fn a_release_tells_nobody_of_the_election() {
+fn a_keeper_that_was_away_is_told_of_the_election_and_then_of_the_release() {
     let (mut writer, _) = writer();
     writer.on(Millis(5), WriterEvent::Release);
-    let sent = reply(&mut writer, 10, not_elected());
-    assert!(sent.iter().all(|e| matches!(e, WriterEffect::Send { message: Message::Release { .. }, .. })));
+    let told = reply(&mut writer, 10, not_elected());
+    assert!(
+        matches!(&told[..], [WriterEffect::Send { message: Message::Elected(e), .. }] if e.term == Term(2))
+    );
+    // It lacks the log, and is sent the release all the same.
+    let sent = reply(&mut writer, 20, Message::Aligned { term: Term(2), tip: Tip::default() });
+    assert!(
+        matches!(&sent[..], [WriterEffect::Send { message: Message::Release { tip, .. }, .. }] if *tip == START)
+    );
+    assert_eq!(reply(&mut writer, 30, Message::Released { term: Term(2) }), vec![]);
+    assert!(writer.is_released_at(&AWAY));
 }
