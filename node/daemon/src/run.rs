@@ -141,6 +141,7 @@ async fn live(data: &DataDir, socket: &Path, config: Config, papers: Papers) -> 
     let ended = tokio::task::spawn_blocking(move || {
         garbage.stop();
         keepers.hydration().stop();
+        keepers.close();
         added.close();
     });
     if let Err(e) = ended.await {

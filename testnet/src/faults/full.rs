@@ -65,6 +65,7 @@ fn under_pgbench(report: &mut Report, dir: &Path, store: &mut Store, is_short: b
     report.step("kill -9 of everything, restart", 0, |_| {
         bench.server.stop("immediate")?;
         restart(&mut store.node)?;
+        bench.server.forget_pid()?;
         bench.server.start()?;
         let n = bench.server.check()?;
         let rows = bench.server.check_ledger(&bench.told)?;

@@ -96,6 +96,16 @@ impl Postgres {
         .map(drop)
     }
 
+    /// The server was stopped, and its pid file came back with what a crash took back; its number may be another process's by now.
+    pub(super) fn forget_pid(&self) -> Result<()> {
+        match std::fs::remove_file(self.data.join("postmaster.pid")) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).context("remove the pid file")
+            }
+            _ => Ok(()),
+        }
+    }
+
     pub(super) fn stop(&self, how: &str) -> Result<()> {
         self.ok("pg_ctl", &["-D", &self.data(), "-w", "-m", how, "stop"]).map(drop)
     }

@@ -130,6 +130,15 @@ impl Keepers {
         self.members.read(|registry| registry.volume(id)).is_some_and(|record| record.removed)
     }
 
+    /// Marks the end of every log, for the end of the daemon: the next one can tell a damaged last commit from a torn one.
+    pub(crate) fn close(&self) {
+        for kept in self.all() {
+            if let Err(e) = kept.log().close() {
+                tracing::warn!(volume = %kept.id(), error = %chain(&e), "close a log");
+            }
+        }
+    }
+
     /// The keeper of a volume, if this host has anything of it.
     pub(crate) fn get(&self, id: &VolumeId) -> Option<Arc<Kept>> {
         self.kept.lock().get(id).cloned()
