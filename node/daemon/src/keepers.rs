@@ -8,6 +8,7 @@
 //!   streaming  commits on their way to the other keepers, and the writer's lease
 //!   writing    a volume that is open for writing here, until it is released
 //!   hydrate    the blocks that commits and trees refer to, brought here: before an acknowledgement, and in the background
+//!   heal       a damaged log made whole from another keeper's
 //! ```
 
 pub(crate) mod chain;
@@ -17,3 +18,4 @@ pub(crate) mod acquiring;
 pub(crate) mod streaming;
 pub(crate) mod writing;
 pub(crate) mod hydrate;
+pub(crate) mod heal;

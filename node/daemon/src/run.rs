@@ -26,7 +26,7 @@ use crate::engine::seeding;
 use crate::exit::{Code, Context, Failure};
 use crate::garbage::collecting::{self, Garbage};
 use crate::keepers::desk::Keepers;
-use crate::keepers::hydrate;
+use crate::keepers::{heal, hydrate};
 use crate::members::membership::Membership;
 use crate::members::papers::Papers;
 use crate::members::spread;
@@ -103,6 +103,7 @@ async fn live(data: &DataDir, socket: &Path, config: Config, papers: Papers) -> 
         tokio::spawn(sweep(Arc::clone(&volumes))),
         tokio::spawn(hydrate::rounds(Arc::clone(&keepers))),
         tokio::spawn(collecting::rounds(Arc::clone(&garbage))),
+        tokio::spawn(heal::rounds(Arc::clone(&keepers))),
     ];
     driver.connect(Arc::clone(&volumes));
     let services = Arc::new(Services {

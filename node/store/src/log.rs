@@ -12,6 +12,7 @@
 mod ahead;
 mod cut;
 mod fork;
+mod heal;
 mod recover;
 mod segment;
 mod write;

@@ -187,6 +187,45 @@ fn every_flipped_bit_of_a_segment_is_found_and_nothing_is_cut_from_the_middle() 
 }
 
 #[test]
+fn a_damaged_log_is_healed_with_what_leads_to_its_end_and_is_the_one_it_was() {
+    let disk = SimDisk::new(5);
+    let (log, _, _) = open(&disk).unwrap();
+    let lens = [40, 200, 9, 300, 70];
+    fill(&log, &lens);
+    log.close().unwrap();
+    let at = log.position_of(2).unwrap();
+    drop(log);
+    assert!(disk.flip(Path::new("log/0000000001.seg"), at.offset * 8));
+    let (log, recovery, seen) = open(&disk).unwrap();
+    assert!(matches!(recovery, Recovery::Damaged { n_frames: 1, .. }), "{recovery:?}");
+    assert_eq!(seen, expected(&lens[..1]));
+    let behind = log.behind_damage().unwrap();
+    assert_eq!(behind.keys().copied().collect::<Vec<u64>>(), [3, 4, 5]);
+    let rest: Vec<(FrameMeta, Vec<u8>)> =
+        (2..=5).map(|seq| (meta(seq), payload(seq, lens[seq as usize - 1]))).collect();
+    for call in 1.. {
+        let copy = disk.kill();
+        let (log, _, _) = open(&copy).unwrap();
+        copy.plan_crash(call, call);
+        log.heal(&mut rest.iter().cloned()).unwrap();
+        let is_done = copy.is_crash_planned();
+        let (_, recovery, seen) = open(&copy.crashed().unwrap_or_else(|| copy.crash(call))).unwrap();
+        let is_healed = recovery == Recovery::Clean { n_frames: 5 } && seen == expected(&lens);
+        assert!(is_healed || matches!(recovery, Recovery::Damaged { .. }), "call {call}: {recovery:?}");
+        if is_done {
+            assert!(is_healed);
+            break;
+        }
+    }
+    log.heal(&mut rest.into_iter()).unwrap();
+    drop(log);
+    let (log, recovery, seen) = open(&disk).unwrap();
+    assert_eq!((recovery, seen), (Recovery::Clean { n_frames: 5 }, expected(&lens)));
+    log.append(&meta(6), &[b"on it goes"]).unwrap();
+    log.sync().unwrap();
+}
+
+#[test]
 fn a_bit_flipped_under_an_open_log_is_never_read_as_data() {
     let disk = SimDisk::new(5);
     let (log, _, _) = open(&disk).unwrap();

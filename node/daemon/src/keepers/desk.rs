@@ -144,6 +144,14 @@ impl Keepers {
         self.kept.lock().get(id).cloned()
     }
 
+    /// Opens a keeper's files again, which have changed under it: it was damaged and took no part in anything.
+    pub(crate) fn reopen(&self, id: &VolumeId) -> Result<(), Failure> {
+        let mut kept = self.kept.lock();
+        let opened = Kept::open(*id, self.members.me(), self.store.volume(&id.0), &Promise::blank(*id))?;
+        kept.insert(*id, opened);
+        Ok(())
+    }
+
     /// The keeper of a volume, made with `first` on disk if there is none.
     pub(crate) fn kept_or(&self, id: VolumeId, first: &Promise) -> Result<Arc<Kept>, Failure> {
         let mut kept = self.kept.lock();

@@ -157,6 +157,11 @@ impl Kept {
         self.inner.lock().machine.commit_seq()
     }
 
+    /// The last commit of the log that is on disk and whole.
+    pub(crate) fn durable_tip(&self) -> Tip {
+        self.inner.lock().machine.durable_tip()
+    }
+
     /// The configuration that counts here, if this host is a keeper.
     pub(crate) fn config(&self) -> Option<remora_cluster::config::Config> {
         self.inner.lock().machine.config().cloned()

@@ -214,14 +214,14 @@ fn write_entries(
     Ok(rows)
 }
 
-fn new_header(shared: &Shared, number: u64) -> FileHeader {
+pub(super) fn new_header(shared: &Shared, number: u64) -> FileHeader {
     let LogOptions { kind, id, .. } = shared.options;
     let salt = shared.disk.salt();
     FileHeader { kind, is_recycled: false, is_snapshot: false, salt, id, number, capacity: 0 }
 }
 
 /// Writes frames to a new file that gets its name when it is complete.
-struct FrameWriter {
+pub(super) struct FrameWriter {
     path: PathBuf,
     unfinished: PathBuf,
     file: Arc<dyn DiskFile>,
@@ -231,7 +231,7 @@ struct FrameWriter {
 }
 
 impl FrameWriter {
-    fn create(disk: &dyn Disk, path: &Path, header: FileHeader) -> Result<FrameWriter, DiskFault> {
+    pub(super) fn create(disk: &dyn Disk, path: &Path, header: FileHeader) -> Result<FrameWriter, DiskFault> {
         let unfinished = unfinished_path(path);
         if let Err(error) = disk.remove(&unfinished)
             && error.kind() != std::io::ErrorKind::NotFound
@@ -251,7 +251,7 @@ impl FrameWriter {
         })
     }
 
-    fn push(&mut self, meta: &FrameMeta, payload: &[u8]) -> Result<Row, LogError> {
+    pub(super) fn push(&mut self, meta: &FrameMeta, payload: &[u8]) -> Result<Row, LogError> {
         if payload.len() > PAYLOAD_BYTES_MAX {
             return Err(LogError::TooLarge { bytes: payload.len(), max: PAYLOAD_BYTES_MAX });
         }
@@ -288,7 +288,12 @@ impl FrameWriter {
     }
 
     /// Writes `ahead` bytes of zeros behind the frames and the file's header, syncs, names, and syncs the name.
-    fn finish(mut self, disk: &dyn Disk, dir: &Path, ahead: u64) -> Result<(Segment, u64, u32), LogError> {
+    pub(super) fn finish(
+        mut self,
+        disk: &dyn Disk,
+        dir: &Path,
+        ahead: u64,
+    ) -> Result<(Segment, u64, u32), LogError> {
         self.header.capacity = (self.end + ahead).next_multiple_of(4096);
         let zeros = [0; 64 << 10];
         let mut at = self.end;

@@ -29,10 +29,10 @@ struct ChainEnd {
 }
 
 /// What was found on disk: segments without a gap, and whether something unreadable follows them.
-struct Found {
-    segments: Vec<Segment>,
+pub(super) struct Found {
+    pub(super) segments: Vec<Segment>,
     /// The number at which the row of readable segments breaks off although there are higher ones.
-    broken: Option<u64>,
+    pub(super) broken: Option<u64>,
 }
 
 pub(super) fn open(
@@ -76,7 +76,7 @@ pub(super) fn open(
 }
 
 /// Opens the segments in order of their numbers; sweeps what a crash left unfinished and what a snapshot has replaced.
-fn find_segments(disk: &dyn Disk, dir: &Path, options: &LogOptions) -> Result<Found, LogError> {
+pub(super) fn find_segments(disk: &dyn Disk, dir: &Path, options: &LogOptions) -> Result<Found, LogError> {
     let names = disk.list(dir).map_err(DiskFault::at("list log directory", dir))?;
     let mut numbers: Vec<u64> = names.iter().filter_map(|name| parse_segment_name(name)).collect();
     numbers.sort_unstable();
@@ -270,11 +270,11 @@ fn assemble(
     Log { shared: Arc::new(shared) }
 }
 
-fn scan_of(segment: &Segment) -> Scan<'_> {
+pub(super) fn scan_of(segment: &Segment) -> Scan<'_> {
     Scan { file: &*segment.file, number: segment.number, salt: segment.header.salt, limit: segment.limit }
 }
 
-fn scan_failed(segment: &Segment, error: ScanError<VisitError>) -> LogError {
+pub(super) fn scan_failed(segment: &Segment, error: ScanError<VisitError>) -> LogError {
     match error {
         ScanError::Disk(error) => DiskFault::at("read segment", &segment.path)(error).into(),
         ScanError::Newer { at, found } => LogError::Newer {
