@@ -67,6 +67,20 @@ say "hand-off by size"
 $testnet sizes --mib 10,256 --rounds 3
 say "bad input"
 $testnet hostile
+say "POSIX: pjdfstest, what a volume can do beside ext4, fsx through hand-offs"
+$testnet posix
+$testnet posix --probe
+$testnet fsx --short
+say "kills and power cuts, and planted mistakes"
+$testnet crash --short
+say "a full disk and a failing one under work"
+$testnet faults --short
+say "corrupt files"
+$testnet corruption --short
+say "many files, and a long log"
+$testnet scale --short
+say "programs at work while volumes change hosts"
+$testnet soak --short
 say "the keeper protocol in virtual time"
 $testnet simulate --seeds 1000
 say "containers move between two hosts with a Docker engine each"

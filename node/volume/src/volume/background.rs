@@ -27,6 +27,8 @@ const FULL_PAUSE: Duration = Duration::from_secs(1);
 const CHECKPOINT_IDLE: Duration = Duration::from_secs(30);
 /// While busy, the tail must also be this part of the volume.
 const CHECKPOINT_TAIL_FRACTION: u64 = 8;
+/// A tail this long is enough whatever the size of the volume: an opening reads all of it.
+const CHECKPOINT_TAIL_MAX: u64 = 4 << 30;
 
 /// More commits than this since the base, and a checkpoint is due: the place of each is kept in memory.
 const CHECKPOINT_COMMITS: usize = 512 << 10;
@@ -150,7 +152,7 @@ impl Shared {
             return false;
         }
         let is_idle = now.saturating_sub(core.journal.touched()) >= CHECKPOINT_IDLE;
-        let part = core.state.stats().bytes / CHECKPOINT_TAIL_FRACTION;
+        let part = (core.state.stats().bytes / CHECKPOINT_TAIL_FRACTION).min(CHECKPOINT_TAIL_MAX);
         let is_long = tail >= self.checkpoint_log_bytes.max(part);
         let is_large = core.state.changes().reaches(&self.changes_max, 1)
             || core.journal.n_commits() >= CHECKPOINT_COMMITS;
