@@ -27,6 +27,11 @@ need /usr/lib/postgresql/15/bin/postgres postgresql-15
 need setfattr attr
 need getfacl acl
 need cc gcc
+need perl perl-base
+need mkfs.ext4 e2fsprogs
+need setpriv util-linux
+need losetup mount
+need git git
 if [ ${#missing[@]} -gt 0 ]; then
   echo "installing: ${missing[*]}"
   # The packages' own services are not wanted: the rigs start what they need, in namespaces of their own.

@@ -91,7 +91,7 @@ fn xattr_value(name: usize, len: usize, now: i64) -> Vec<u8> {
     }
     let perm = |shift: usize| (len >> shift & 7) as u16;
     let mut entries = vec![(1u16, perm(0)), (4, perm(3)), (0x20, perm(6))];
-    if len % 3 > 0 {
+    if !len.is_multiple_of(3) {
         entries.splice(1..1, [(2, perm(1))]);
         entries.insert(3, (0x10, perm(4)));
     }

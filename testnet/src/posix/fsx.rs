@@ -3,7 +3,7 @@
 //!
 //! fsx 0.3.2 keeps its own model; what it left on the volume is compared with what it left on ext4 with the same seed each time
 //! another host has taken over. It writes its file anew at each start, so files that live on through hand-offs are left to
-//! [`crate::posix::exerciser`]. Both are shown to find a difference when there is one.
+//! `exerciser`. Both are shown to find a difference when there is one.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,6 +1,6 @@
 //! `remora-testnet posix --probe`: what a file system can do, feature by feature, on ext4, on a volume and on a volume with ACLs.
 //!
-//! A feature that ext4 has and a volume has not is a failure, unless it is one of [`REFUSED`] and is refused in just that way. A
+//! A feature that ext4 has and a volume has not is a failure, unless it is one of `REFUSED` and is refused in just that way. A
 //! volume that takes what is said to be refused fails as well: then the list is to be shortened.
 
 mod attributes;

@@ -148,9 +148,9 @@ impl World {
         // Every fifth world keeps each volume on two hosts, as two hosts do by default; every second of them has no more.
         if seed % 5 == 4 {
             (n_keepers, world.replicas) = (2, 2);
-            n = if seed % 2 == 0 { 2 } else { n };
+            n = if seed.is_multiple_of(2) { 2 } else { n };
             world.rates.crash_us = world.rates.crash_us.min(700_000);
-            world.durability = if seed % 8 == 0 { Durability::Quorum } else { Durability::Local };
+            world.durability = if seed.is_multiple_of(8) { Durability::Quorum } else { Durability::Local };
         }
         let members = (0..n_keepers).map(peer).collect();
         let config = Config::at_creation(members, world.durability);
