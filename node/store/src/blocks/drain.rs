@@ -1,6 +1,7 @@
 //! Moving places from memory to the index, on a thread that sleeps while there is nothing to move.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 
 use parking_lot::{Condvar, Mutex};
@@ -9,10 +10,15 @@ use crate::blocks::{BlocksError, DRAIN_NOW, Shared};
 use crate::index::{Covered, Digest};
 use crate::scan::mark_of;
 
+/// Places moved to the index before it is made durable, full packs or not: what is not is read again after a crash.
+const CHECKPOINT_AT: usize = 128 * 1024;
+
 /// What the background thread is to do.
 #[derive(Default)]
 pub(super) struct Signal {
     wanted: Mutex<Wanted>,
+    /// Places moved to the index since it was last made durable.
+    n_moved: AtomicUsize,
     changed: Condvar,
 }
 
@@ -75,7 +81,8 @@ fn run(shared: &Shared) {
             wanted.is_drain = false;
             std::mem::take(&mut wanted.is_checkpoint)
         };
-        let result = if is_checkpoint { shared.checkpoint(false) } else { shared.drain() };
+        let is_much = shared.signal.n_moved.load(Ordering::Relaxed) >= CHECKPOINT_AT;
+        let result = if is_checkpoint || is_much { shared.checkpoint(false) } else { shared.drain() };
         if let Err(error) = result {
             tracing::warn!(%error, "cannot bring the index up to date");
         }
@@ -93,6 +100,7 @@ impl Shared {
     /// Returns whether the index has everything now.
     fn drain_locked(&self) -> Result<bool, BlocksError> {
         let places = self.recent.write().begin_drain();
+        let n_places = places.len();
         let moved = self.sync().and_then(|()| {
             let places: Vec<(Digest, _)> = places.iter().map(|(digest, place)| (*digest, *place)).collect();
             self.index.insert_all(&places).or_else(|error| {
@@ -104,6 +112,7 @@ impl Shared {
         match moved {
             Ok(()) => {
                 recent.drained();
+                self.signal.n_moved.fetch_add(n_places, Ordering::Relaxed);
                 Ok(true)
             }
             Err(error) => {
@@ -125,6 +134,7 @@ impl Shared {
         if !self.drain_locked()? {
             return Ok(());
         }
+        self.signal.n_moved.store(0, Ordering::Relaxed);
         assert!(
             mark_of(covered.pack, covered.offset) <= self.append.lock().synced,
             "index ahead of the packs"
