@@ -31,6 +31,10 @@ const PAUSE_MAX: Duration = Duration::from_secs(3600);
 /// While the disk is nearly full they may be closer.
 const PAUSE_TIGHT: Duration = Duration::from_secs(30);
 
+/// What is on its way to be referred to has this long at least when space is short: far longer than any write or commit takes, and
+/// what takes longer holds a protection.
+const GRACE_TIGHT: Duration = Duration::from_secs(120);
+
 /// The store may grow by this much, and by half of what it was, before anything is done.
 const GROWTH_BYTES: u64 = 1 << 30;
 
@@ -141,7 +145,8 @@ impl Garbage {
         let store = self.keepers.blocks().store();
         // What copies are thought to be whole rests on nothing going away meanwhile.
         let swept = self.keepers.hydration().while_paused(TURN_TIMEOUT, || {
-            let Some(sweep) = store.begin_sweep(now, self.grace) else {
+            let grace = if self.is_tight() { self.grace.min(GRACE_TIGHT) } else { self.grace };
+            let Some(sweep) = store.begin_sweep(now, grace) else {
                 return Err(Failure::conflict("the store is being verified: try again when that is done"));
             };
             let live = self.mark()?;
