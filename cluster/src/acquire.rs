@@ -53,6 +53,8 @@ pub struct AcquireOptions {
     pub invited: Vec<PeerId>,
     /// An operator's word that the last writer is dead, if there is one.
     pub evidence: Option<Evidence>,
+    /// The term in which this host's own record says that it served, see [`crate::promise::Promise::served`].
+    pub served: Option<Term>,
     /// Wait for a lease that runs out by itself instead of giving up.
     pub waits_for_lease: bool,
     /// When to give up.

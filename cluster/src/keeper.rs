@@ -419,8 +419,12 @@ impl Keeper {
         let Some(hold) = self.record.hold else { return };
         let is_started = self.chain.term_of(self.commit_seq) == Some(hold.term);
         let is_unsettled = self.record.next.as_ref().is_some_and(|next| next.outgoing.is_some());
-        if is_started && is_unsettled {
+        let is_news = hold.peer == self.me && self.record.served(self.me).is_none();
+        if is_started && (is_unsettled || is_news) {
             self.record.next = self.record.next.as_ref().map(Config::settled);
+            if hold.peer == self.me {
+                self.record.config = self.record.next.clone();
+            }
             effects.push(self.persist(Vec::new()));
         }
     }

@@ -39,13 +39,23 @@ pub struct Promise {
     pub candidate: Option<PeerId>,
     /// The last writer elected, as far as this keeper was told.
     pub hold: Option<Hold>,
-    /// The configuration of the chain before `hold` began to write; None if this keeper was never made one.
+    /// The configuration of the chain before `hold` began to write; None if this keeper was never made one. At the writer
+    /// itself it is that of `hold` once it is known to have served.
     pub config: Option<Config>,
     /// The configuration that the START of `hold` brings: it counts once the log has a commit of that term.
     pub next: Option<Config>,
     /// The newest tree that stands for the beginning of the chain, if commits were dropped. It is written before the log
     /// is begun anew: if the log on disk ends before it after a crash, the log begins anew there.
     pub checkpoint: Option<Checkpoint>,
+}
+
+impl Hold {
+    /// Whether the writer served, as far as a log on its chain shows: it released what it had written, or committed more
+    /// than START.
+    pub fn is_served_in(&self, log: &Chain) -> bool {
+        let is_released = self.released.is_some_and(|tip| tip.term == self.term);
+        is_released || (log.tip.term == self.term && log.tip.seq > self.base.seq + 1)
+    }
 }
 
 impl Promise {
@@ -72,6 +82,13 @@ impl Promise {
     pub fn config_with(&self, log: &Chain) -> Option<&Config> {
         let is_started = self.hold.is_some_and(|hold| log.tip.term == hold.term);
         if is_started { self.next.as_ref().or(self.config.as_ref()) } else { self.config.as_ref() }
+    }
+
+    /// The term in which `me` wrote last, if it is known here that it got as far as to serve, or that nobody can have served
+    /// since it did. An election alone proves nothing: a candidate that nobody else heard of has written it down too.
+    pub fn served(&self, me: PeerId) -> Option<Term> {
+        let hold = self.hold.filter(|hold| hold.peer == me)?;
+        self.config.as_ref().is_some_and(|config| config.generation == hold.term).then_some(hold.term)
     }
 
     /// The bytes for the disk.

@@ -31,6 +31,11 @@ fn promised(term: Term, config: &Config, hold: Hold) -> Message {
 /// A candidate whose own keeper promises, and whom nobody else answers for some time, unless `refusal` is what X says.
 /// Answers whether it went on to an election.
 fn goes_on(config: &Config, own: Hold, refusal: Option<Hold>) -> bool {
+    goes_on_having(Some(own.term), config, own, refusal)
+}
+
+/// The same, if its record says that it served in this term.
+fn goes_on_having(served: Option<Term>, config: &Config, own: Hold, refusal: Option<Hold>) -> bool {
     let options = AcquireOptions {
         volume: VolumeId([1; 16]),
         me: ME,
@@ -41,6 +46,7 @@ fn goes_on(config: &Config, own: Hold, refusal: Option<Hold>) -> bool {
         ranked: vec![ME, X, Y],
         invited: Vec::new(),
         evidence: None,
+        served,
         waits_for_lease: true,
         deadline: Millis(1_000_000),
         now_unix_ms: 1,
@@ -120,4 +126,14 @@ fn where_others_are_a_majority_nobody_goes_on_alone() {
 #[test]
 fn where_an_fsync_waits_for_both_nobody_goes_on_alone() {
     assert!(!goes_on(&keepers(&[ME, X], Durability::Quorum), hold(ME, 4, None), None));
+}
+
+#[test]
+fn who_was_elected_but_is_not_known_to_have_served_does_not_go_on_alone() {
+    let pair = keepers(&[ME, X], Durability::Local);
+    assert!(!goes_on_having(None, &pair, hold(ME, 4, None), None), "START may be here only");
+    assert!(!goes_on_having(Some(Term(3)), &pair, hold(ME, 4, None), None), "it served in an older term");
+    let failed = Some(Tip { term: Term(3), ..TIP });
+    assert!(!goes_on_having(None, &pair, hold(ME, 4, failed), None), "it gave up before it served");
+    assert!(goes_on_having(None, &pair, hold(ME, 4, Some(TIP)), None), "it released what it wrote");
 }

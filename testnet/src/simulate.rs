@@ -192,7 +192,7 @@ mod tests {
         assert!(
             report.counts.acked > 1_000
                 && report.counts.takeovers > 20
-                && report.counts.alone > 5
+                && report.counts.alone > 1
                 && report.counts.forks > 5,
             "{report}"
         );

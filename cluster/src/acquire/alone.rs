@@ -9,13 +9,15 @@
 //! What always holds of a host that goes on alone:
 //!
 //! * it is on every list of keepers that counts, and none of them has a majority without it;
-//! * nobody that answered knows of a newer writer;
+//! * it served in its newest term, so that the other keeper does not take itself for the last writer; nobody that answered
+//!   knows of a newer one;
 //! * it takes a new term and a new START: what it sent and had not synced before it crashed is another chain now;
 //! * the keepers stay the same, and a change of keepers that was not settled stays unsettled.
 
 use crate::acquire::{Acquire, AcquireEffect};
 use crate::config::{Config, Durability};
 use crate::lease::Millis;
+use crate::promise::Hold;
 
 /// How long keepers that do not answer are asked before this host goes on without them, in milliseconds.
 pub const WAIT_MS: u64 = 2_000;
@@ -34,11 +36,14 @@ impl Acquire {
         }
     }
 
-    /// Whether this host wrote last, as far as it and everybody who answered knows.
+    /// Whether this host wrote last, as far as it and everybody who answered knows. Its own record of an election is not
+    /// enough: the other keeper may not have heard of it, then takes itself for the last writer, and both would go on.
     fn wrote_last(&self) -> bool {
         let me = self.options.me;
-        let own = self.promises.get(&me).and_then(|promised| promised.hold);
-        own.is_some_and(|hold| hold.peer == me) && self.last_hold().is_some_and(|hold| hold.peer == me)
+        let Some(own) = self.promises.get(&me) else { return false };
+        let has_served = |hold: Hold| self.options.served == Some(hold.term) || hold.is_served_in(&own.chain);
+        own.hold.is_some_and(|hold| hold.peer == me && has_served(hold))
+            && self.last_hold().is_some_and(|hold| hold.peer == me)
     }
 
     /// Whether nobody can be elected, and nothing be acknowledged, without this host.

@@ -1,5 +1,6 @@
 //! The votes of a keeper: promises, elections, releases, renewals.
 
+use crate::config::Config;
 use crate::identity::PeerId;
 use crate::keeper::{Keeper, KeeperEffect, KeeperEvent, RequestId, Step};
 use crate::lease::Millis;
@@ -156,7 +157,10 @@ impl Keeper {
         effects.push(self.persist(vec![self.aligned(request)]));
     }
 
-    fn note_elected(&mut self, now: Millis, from: PeerId, elected: Elected) {
+    fn note_elected(&mut self, now: Millis, from: PeerId, mut elected: Elected) {
+        if from == self.me && self.stays_served(&elected) {
+            elected.config.generation = elected.term;
+        }
         let (term, since_unix_ms, base) = (elected.term, elected.since_unix_ms, elected.chain.tip);
         self.record.term = term;
         self.record.candidate = Some(from);
@@ -165,6 +169,15 @@ impl Keeper {
         self.record.next = Some(elected.next);
         self.is_local_writer_running = from == self.me;
         self.renew_lease(now);
+    }
+
+    /// Whether this host served last, and goes on with the same keepers, none of whose majorities is without it: nobody else can have served since.
+    fn stays_served(&self, elected: &Elected) -> bool {
+        let own = self.record.hold.filter(|hold| hold.peer == self.me);
+        let has_served =
+            self.record.served(self.me).is_some() || own.is_some_and(|hold| hold.is_served_in(&self.chain));
+        let same = Config { generation: elected.config.generation, ..elected.next.clone() };
+        has_served && same == elected.config && same.is_met_by_all(|peer| *peer == self.me)
     }
 
     fn not_electable(&self, from: PeerId, elected: &Elected) -> Option<NackReason> {

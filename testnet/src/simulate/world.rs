@@ -388,6 +388,7 @@ impl World {
             ranked: (0..self.hosts.len()).map(peer).collect(),
             invited: Vec::new(),
             evidence: None,
+            served: self.hosts[host].keeper.record().served(peer(host)),
             waits_for_lease,
             deadline: self.now() + 4_000,
             now_unix_ms: self.now().0,

@@ -76,6 +76,7 @@ fn options(members: &Membership, kept: &Kept, record: &VolumeRecord) -> AcquireO
         ranked,
         invited,
         evidence: None,
+        served: kept.promise().served(members.me()),
         waits_for_lease: !is_alive,
         deadline: Millis(boot_ms()) + deadline_ms,
         now_unix_ms: unix_ms(),
