@@ -4,9 +4,11 @@
 //! that any other host can have it; a mount that was asked for is remembered on disk before the call returns.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use remora_cluster::identity::VolumeId;
@@ -14,6 +16,7 @@ use remora_cluster::registry::catalogue::CatalogueEntry;
 use remora_cluster::registry::entry::Key;
 use remora_cluster::volume_record::{VolumeRecord, check_name};
 use remora_fuse_mount::docker::options::{VolumeOptions, asks_for_acls};
+use remora_volume::volume::Volume;
 
 use crate::config::Config;
 use crate::content::add::chain;
@@ -28,6 +31,12 @@ use crate::volumes::mounted::{Mounted, clear_dead, point_of, unbind};
 use crate::volumes::remembered::{Mounts, Remembered};
 use crate::volumes::wishes;
 use crate::wire::{CreateVolume, Here, Holder, LocalCopy, VolumeState};
+
+/// Logs of this many bytes are folded when the daemon stops: shorter ones are read in a moment, longer ones take too long to fold.
+const FOLD_BYTES: RangeInclusive<u64> = (128 << 20)..=(2 << 30);
+
+/// How long that is waited for.
+const FOLD_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// Threads that serve one mount.
 const MOUNT_THREADS: usize = 4;
@@ -337,6 +346,7 @@ impl Volumes {
     pub(crate) fn stop(&self) {
         let all: Vec<(VolumeId, Arc<Mounted>)> =
             self.mounted.lock().iter().map(|(id, m)| (*id, Arc::clone(m))).collect();
+        fold_long_logs(all.iter().map(|(_, mounted)| Arc::clone(mounted.writing.volume())));
         for (id, mounted) in all {
             let turn = self.turn(id);
             let _turn = turn.lock();
@@ -369,6 +379,32 @@ impl Volumes {
             );
         }
         warnings
+    }
+}
+
+/// Makes trees of long logs, so that the next start need not read them; what takes too long is left for then.
+fn fold_long_logs(volumes: impl Iterator<Item = Arc<Volume>>) {
+    let (sender, done) = mpsc::channel();
+    let mut n = 0;
+    for volume in volumes.filter(|volume| FOLD_BYTES.contains(&volume.status().tail_bytes)) {
+        let sender = sender.clone();
+        let fold = move || {
+            if let Err(error) = volume.checkpoint() {
+                tracing::info!(error = %chain(&error), "a long log is left as it is");
+            }
+            // Nobody listens any more after the time is up.
+            let _late = sender.send(());
+        };
+        if std::thread::Builder::new().name("fold".into()).spawn(fold).is_ok() {
+            n += 1;
+        }
+    }
+    let until = Instant::now() + FOLD_TIME_MAX;
+    for _ in 0..n {
+        if done.recv_timeout(until.saturating_duration_since(Instant::now())).is_err() {
+            tracing::info!("not all long logs were folded in time");
+            return;
+        }
     }
 }
 
