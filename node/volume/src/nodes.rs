@@ -64,20 +64,22 @@ impl<T> Recent<T> {
 
     fn put(&mut self, cid: Cid, value: T, bytes: usize) {
         self.bytes += bytes;
-        match self.map.insert(cid, Kept { value, bytes, is_used: true }) {
-            Some(old) => self.bytes -= old.bytes,
-            None => self.order.push_back(cid),
-        }
+        // It has not been used yet: whoever puts it asks for it next, and whoever only passed by goes before what is used.
+        let old = self.map.insert(cid, Kept { value, bytes, is_used: false });
+        self.bytes -= old.as_ref().map_or(0, |old| old.bytes);
         let mut n_seen = 0;
         while self.bytes > self.bytes_max && self.map.len() > NODES_MIN && n_seen < 2 * self.order.len() {
             n_seen += 1;
             let Some(oldest) = self.order.pop_front() else { break };
             let is_used = self.map.get_mut(&oldest).is_some_and(|kept| std::mem::take(&mut kept.is_used));
-            if is_used {
+            if is_used || oldest == cid {
                 self.order.push_back(oldest);
             } else if let Some(kept) = self.map.remove(&oldest) {
                 self.bytes -= kept.bytes;
             }
+        }
+        if old.is_none() {
+            self.order.push_back(cid);
         }
     }
 }
