@@ -313,11 +313,11 @@ fn garbage_in_the_index_brings_everything_back_or_is_not_believed() {
 fn any_flipped_bit_of_a_cleanly_closed_index_has_it_rebuilt() {
     let store = OnDisk::filled();
     let path = store.index().join("tables/db");
-    let whole = std::fs::read(&path).unwrap();
-    let used = whole.iter().rposition(|byte| *byte != 0).unwrap() + 1;
     for step in 0..10 {
         let mut bytes = std::fs::read(&path).unwrap();
-        let at = used * step / 10 + step;
+        // A rebuilt index is not as long as the one before: what sled writes at once depends on its threads.
+        let used = bytes.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+        let at = used * step / 10;
         bytes[at] ^= 1 << (step % 8);
         std::fs::write(&path, bytes).unwrap();
         store.check(300);
