@@ -41,12 +41,12 @@ impl State {
 
     /// Adds and takes data bytes of a file in the table.
     ///
-    /// Over a tree, holes in a chunk look like data, so that more may be taken than was ever counted: no file gives back
-    /// more than it holds, and the sum stays the sum of all files.
+    /// Over a tree, holes in a chunk look like data, so that more may be taken, or left, than was ever counted: no file
+    /// gives back more than it holds or holds more than its size, and the sum stays the sum of all files.
     fn count_data(&mut self, ino: Ino, added: u64, removed: u64) {
         let Some(inode) = self.table.get_mut(&ino) else { return };
         let before = inode.data;
-        let data = (before + added).saturating_sub(removed);
+        let data = (before + added).saturating_sub(removed).min(inode.attr.size);
         inode.set_data(data);
         self.stats.bytes = (self.stats.bytes + data).saturating_sub(before);
     }

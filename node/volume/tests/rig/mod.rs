@@ -4,7 +4,9 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::sync_channel;
+use std::time::Duration;
 
 use remora_dag::block::BlockSink;
 use remora_store::blocks::{Blocks, BlocksOptions};
@@ -15,6 +17,7 @@ use remora_store::log::{Log, LogOptions};
 use remora_store::sim::SimDisk;
 use remora_vfs::attr::{Attr, Ino, NewNode, ROOT_INO, Timestamp};
 use remora_vfs::filesystem::{Caller, Filesystem, Reply};
+use remora_volume::clock::Clock;
 use remora_volume::commit::digest_in;
 use remora_volume::tree::genesis;
 use remora_volume::volume::Volume;
@@ -46,6 +49,27 @@ pub fn store_on(disk: Arc<dyn Disk>) -> Store {
     let tree = *tree.to_block().cid();
     let base = Base { tree, seq: 0, term: 0, digest: digest_in(&tree).unwrap() };
     Store { log: Arc::new(log), blocks, base }
+}
+
+/// Time that passes when the test says so.
+#[derive(Debug, Default)]
+pub struct HandClock(AtomicU64);
+
+impl HandClock {
+    /// Lets so many milliseconds pass.
+    pub fn pass(&self, millis: u64) {
+        self.0.fetch_add(millis, Ordering::Relaxed);
+    }
+}
+
+impl Clock for HandClock {
+    fn elapsed(&self) -> Duration {
+        Duration::from_millis(self.0.load(Ordering::Relaxed))
+    }
+
+    fn now(&self) -> Timestamp {
+        Timestamp(i64::try_from(self.elapsed().as_nanos()).unwrap())
+    }
 }
 
 /// Options for a volume on a store: no threads, no reserve.
