@@ -2,7 +2,8 @@
 
 use cid::Cid;
 use remora_cluster::tip::{Chain, Checkpoint, CommitHeader, CommitId, Term, Tip};
-use remora_store::frame::FrameKind;
+use remora_dag::block::Codec;
+use remora_store::frame::{FrameKind, FrameMeta};
 use remora_store::log::{Frame, Log};
 use remora_store::scan::FrameView;
 use remora_volume::commit::Commit;
@@ -95,6 +96,17 @@ pub(crate) fn checkpoint_in(log: &Log) -> Option<Checkpoint> {
         return None;
     }
     Some(Checkpoint { tip: tip_at(log, seq)?, tree })
+}
+
+/// The frame in which a keeper's log holds a commit.
+pub(crate) fn frame_of(commit: &Commit) -> FrameMeta {
+    FrameMeta {
+        kind: FrameKind::COMMIT,
+        term: u32::try_from(commit.header.term).unwrap_or(u32::MAX),
+        seq: commit.header.seq,
+        codec: u32::try_from(Codec::DagCbor.code()).unwrap_or(0),
+        digest: commit.digest,
+    }
 }
 
 /// The tree that commit `seq` stands on, and the last commit in that tree; `None` if the log does not have the commit.

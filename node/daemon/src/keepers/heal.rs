@@ -9,12 +9,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use remora_cluster::identity::PeerId;
 use remora_cluster::message::{COMMIT_BYTES_MAX, Message};
-use remora_cluster::tip::{CommitId, Term, Tip};
-use remora_dag::block::Codec;
-use remora_store::frame::{FrameKind, FrameMeta};
+use remora_cluster::tip::{CommitId, Tip};
+use remora_store::frame::FrameMeta;
 use remora_volume::commit::Commit;
 
 use crate::content::add::chain as cause;
+use crate::keepers::chain::{frame_of, tip_of};
 use crate::keepers::desk::Keepers;
 use crate::keepers::kept::Kept;
 
@@ -81,8 +81,7 @@ fn fetch(keepers: &Keepers, kept: &Kept, peer: PeerId, last: u64) -> Result<Vec<
                 break;
             }
             bytes += commit.bytes.len();
-            after =
-                Tip { term: Term(commit.header.term), seq: commit.header.seq, id: CommitId(commit.digest) };
+            after = tip_of(&commit);
             commits.push(commit);
         }
         if commits.len() == before || bytes > LOST_BYTES_MAX {
@@ -102,12 +101,5 @@ fn check(whole: Tip, commits: &[Commit], digest: &[u8; 32]) -> Result<(), String
 }
 
 fn frame(commit: Commit) -> (FrameMeta, Vec<u8>) {
-    let meta = FrameMeta {
-        kind: FrameKind::COMMIT,
-        term: u32::try_from(commit.header.term).unwrap_or(u32::MAX),
-        seq: commit.header.seq,
-        codec: u32::try_from(Codec::DagCbor.code()).unwrap_or(0),
-        digest: commit.digest,
-    };
-    (meta, commit.bytes.to_vec())
+    (frame_of(&commit), commit.bytes.to_vec())
 }

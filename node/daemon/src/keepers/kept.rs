@@ -19,11 +19,9 @@ use remora_cluster::lease::{LeaseTimes, Millis};
 use remora_cluster::message::{Append, COMMIT_BYTES_MAX, COMMITS_MAX, LogChunk, Message};
 use remora_cluster::promise::Promise;
 use remora_cluster::tip::{Chain, Checkpoint, CommitHeader, Term, Tip};
-use remora_dag::block::Codec;
 use remora_store::ctl::Slots;
 use remora_store::disk::{Disk, RealDisk};
 use remora_store::file_header::FileKind;
-use remora_store::frame::{FrameKind, FrameMeta};
 use remora_store::layout::{VolumeDir, is_unfinished, segment_name};
 use remora_store::log::{Log, LogError, LogOptions, Recovery};
 use remora_volume::commit::Commit;
@@ -32,7 +30,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::content::add::chain as cause;
 use crate::exit::{Code, Failure};
-use crate::keepers::chain::{ChainBuilder, checkpoint_in, commits_after, header_of, named_base, tip_at};
+use crate::keepers::chain::{
+    ChainBuilder, checkpoint_in, commits_after, frame_of, header_of, named_base, tip_at,
+};
 use crate::members::now::boot_ms;
 
 /// How long the machine may keep a request waiting for the disk.
@@ -327,14 +327,7 @@ impl Kept {
 
     fn append_log(&self, commits: &[Commit]) -> Result<(), LogError> {
         for commit in commits {
-            let meta = FrameMeta {
-                kind: FrameKind::COMMIT,
-                term: u32::try_from(commit.header.term).unwrap_or(u32::MAX),
-                seq: commit.header.seq,
-                codec: u32::try_from(Codec::DagCbor.code()).unwrap_or(0),
-                digest: commit.digest,
-            };
-            self.log.append(&meta, &[&commit.bytes])?;
+            self.log.append(&frame_of(commit), &[&commit.bytes])?;
         }
         self.log.sync()
     }
