@@ -298,6 +298,15 @@ pub struct Located {
     pub data_at: u32,
 }
 
+/// A node that has to be as large as its parent says.
+fn sized_node<S: FileNodeSource + ?Sized>(nodes: &S, cid: &Cid, len: u64) -> Result<Arc<FileNode>, S::Error> {
+    let node = nodes.file_node(cid)?;
+    if node.size() != len {
+        return Err(Damaged { cid: *cid, why: Malformed::Size }.into());
+    }
+    Ok(node)
+}
+
 /// The leaf that holds byte `offset` of the file `root`, whose size is known to be `size`; `None` at and past its end.
 ///
 /// Asks for no raw leaf, so a file of one raw block is located without any IO.
@@ -318,10 +327,7 @@ pub fn locate<S: FileNodeSource + ?Sized>(
         if Codec::of(&cid) == Some(Codec::Raw) {
             return Ok(Some(Located { cid, start, len, data_at: 0 }));
         }
-        let node = nodes.file_node(&cid)?;
-        if node.size() != len {
-            return Err(Damaged { cid, why: Malformed::Size }.into());
-        }
+        let node = sized_node(nodes, &cid, len)?;
         match &*node {
             FileNode::Leaf { data_at, .. } => {
                 return Ok(Some(Located { cid, start, len, data_at: *data_at }));
@@ -359,10 +365,7 @@ pub fn next_data<S: FileNodeSource + ?Sized>(
         if depth > FILE_DEPTH_MAX {
             return Err(Damaged { cid, why: Malformed::TooDeep }.into());
         }
-        let node = nodes.file_node(&cid)?;
-        if node.size() != len {
-            return Err(Damaged { cid, why: Malformed::Size }.into());
-        }
+        let node = sized_node(nodes, &cid, len)?;
         match &*node {
             FileNode::Leaf { data_at, .. } => {
                 return Ok(Some(Located { cid, start, len, data_at: *data_at }));
