@@ -219,7 +219,7 @@ fn chosen(only: &[String]) -> Result<Vec<&'static Test>> {
     let mut tests: Vec<&'static Test> =
         TESTS.iter().filter(|t| only.is_empty() || only.iter().any(|key| key == t.key)).collect();
     if tests.iter().any(|test| test.key == "pgbench")
-        && let Some(why) = databases::postgres_missing()
+        && let Some(why) = crate::postgres::missing()
     {
         println!("  pgbench is left out: {why}");
         tests.retain(|test| test.key != "pgbench");

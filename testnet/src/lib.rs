@@ -3,6 +3,8 @@
 //! Rigs ([`nodes`]: daemons side by side; [`hosts`]: whole hosts with their own Docker engine), workloads with a ledger of
 //! what was acknowledged ([`ledger`], [`workload`]), checkers ([`compare`]), and the commands that put them together.
 
+mod process;
+mod postgres;
 pub mod exe;
 pub mod nodes;
 pub mod hosts;

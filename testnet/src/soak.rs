@@ -159,7 +159,7 @@ impl Soak {
             Box::new(Repository::new(run, n_commits, options.seed)?),
         ];
         let mut databases: Vec<Box<dyn Load>> = vec![Box::new(Rows::new()), Box::new(Records::new())];
-        match postgres::missing() {
+        match crate::postgres::missing() {
             None => databases.push(Box::new(Postgres::new(run)?)),
             Some(why) => println!("PostgreSQL is left out: {why}"),
         }

@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::Output;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
@@ -10,9 +10,7 @@ use rusqlite::Connection;
 
 use crate::bench::peers::Peer;
 use crate::bench::scale::Scale;
-
-/// Where Debian puts PostgreSQL 15.
-const POSTGRES_BIN: &str = "/usr/lib/postgresql/15/bin";
+use crate::postgres::{self, user_ids};
 
 /// Connections of pgbench.
 const N_CLIENTS: &str = "8";
@@ -37,25 +35,6 @@ pub(super) fn sqlite(peer: &mut Peer, scale: &Scale) -> Result<f64> {
     db.close().map_err(|(_, error)| error)?;
     std::fs::remove_dir_all(&dir)?;
     Ok(rate)
-}
-
-/// Why pgbench cannot run here, if it cannot.
-pub(super) fn postgres_missing() -> Option<String> {
-    let program = Path::new(POSTGRES_BIN).join("pgbench");
-    if !program.exists() {
-        return Some(format!("{} is missing: install postgresql-15", program.display()));
-    }
-    let has_user = user_ids().is_ok();
-    (!has_user).then(|| "there is no user `postgres`: install postgresql-15".to_owned())
-}
-
-/// User and group of `postgres`.
-fn user_ids() -> Result<(u32, u32)> {
-    let users = std::fs::read_to_string("/etc/passwd").context("read /etc/passwd")?;
-    let line = users.lines().find(|line| line.starts_with("postgres:")).context("no user `postgres`")?;
-    let mut fields = line.split(':').skip(2);
-    let mut number = || -> Result<u32> { Ok(fields.next().context("a short line in /etc/passwd")?.parse()?) };
-    Ok((number()?, number()?))
 }
 
 /// Transactions a second of pgbench with eight clients.
@@ -111,12 +90,9 @@ impl Cluster {
     }
 
     fn run(&self, program: &str, args: &[&str]) -> Result<Output> {
-        let out = Command::new("setpriv")
-            .args(["--reuid=postgres", "--regid=postgres", "--init-groups", "--"])
-            .arg(Path::new(POSTGRES_BIN).join(program))
+        let out = postgres::command(program)
             .args(args)
             .current_dir(&self.dir)
-            .stdin(Stdio::null())
             .output()
             .with_context(|| format!("run {program}"))?;
         ensure!(out.status.success(), "{program}: {}\n{}", out.status, String::from_utf8_lossy(&out.stderr));

@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 
 use crate::bench::trees::make_files;
 use crate::nodes::cluster;
+use crate::process::{self, field};
 use crate::workload::noise_file;
 
 /// Files of the volume.
@@ -42,14 +43,11 @@ fn list(dir: &Path) -> Result<()> {
 
 /// `VmRSS` of a process.
 pub(super) fn resident_mib(pid: u32) -> Result<u64> {
-    let status =
-        std::fs::read_to_string(format!("/proc/{pid}/status")).context("read the daemon's status")?;
-    parse(&status).context("the daemon's status has no VmRSS")
+    parse(&process::status(pid)?).context("the daemon's status has no VmRSS")
 }
 
 fn parse(status: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib / 1024)
+    field(status, "VmRSS:").map(|kib| kib / 1024)
 }
 
 #[cfg(test)]

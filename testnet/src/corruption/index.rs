@@ -7,7 +7,8 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::compare::{Manifest, differences, manifest};
-use crate::corruption::scene::{body, copy, copy_dir, files, write_synced};
+use crate::corruption::scene::{body, copy, copy_dir, write_synced};
+use crate::hostile::disk::all_files;
 use crate::nodes::Node;
 use crate::report::Report;
 
@@ -79,7 +80,7 @@ fn damages<'a>(other: &'a Node, rounds: u64, seed: u64) -> Vec<(String, Damage<'
 
 /// Changes every file.
 fn change(dir: &Path, how: &mut dyn FnMut(&mut Vec<u8>)) -> Result<()> {
-    for path in files(dir)? {
+    for path in all_files(dir)? {
         let mut bytes = std::fs::read(&path)?;
         how(&mut bytes);
         std::fs::write(&path, bytes)?;

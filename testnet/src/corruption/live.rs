@@ -6,8 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::corruption::scene::files;
-use crate::hostile::disk::{FILES, Filled, MARK, VOLUMES, body, noise};
+use crate::hostile::disk::{FILES, Filled, MARK, VOLUMES, all_files, body, noise};
 use crate::nodes::Node;
 use crate::report::Report;
 
@@ -76,7 +75,7 @@ struct Damaged {
 
 fn turn_a_bit(data: &Path, pattern: &str, rng: &mut ChaCha8Rng) -> Result<Damaged> {
     let (begin, end) = pattern.split_once('*').context("a pattern without a star")?;
-    let mut found = files(data)?;
+    let mut found = all_files(data)?;
     found.retain(|path| {
         let relative = path.strip_prefix(data).unwrap_or(path).to_string_lossy();
         relative.starts_with(begin)

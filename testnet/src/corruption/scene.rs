@@ -47,21 +47,3 @@ pub(super) fn copy_dir(from: &Path, to: &Path) -> Result<()> {
     ensure!(done.success(), "cp ended with {done}");
     Ok(())
 }
-
-/// Files below `dir`, in order.
-pub(super) fn files(dir: &Path) -> Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    let mut queue = vec![dir.to_path_buf()];
-    while let Some(dir) = queue.pop() {
-        for entry in std::fs::read_dir(&dir).with_context(|| format!("list {}", dir.display()))? {
-            let path = entry?.path();
-            if path.is_dir() {
-                queue.push(path);
-            } else {
-                found.push(path);
-            }
-        }
-    }
-    found.sort();
-    Ok(found)
-}

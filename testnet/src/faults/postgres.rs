@@ -10,8 +10,7 @@ use std::thread::JoinHandle;
 
 use anyhow::{Context, Result, ensure};
 
-/// Where Debian puts it.
-const BIN: &str = "/usr/lib/postgresql/15/bin";
+use crate::postgres::{self, user_ids};
 
 /// A database cluster. Dropped, its server is stopped the hard way.
 pub(super) struct Postgres {
@@ -45,14 +44,8 @@ impl Postgres {
 
     /// A program of PostgreSQL's, as its user.
     pub(super) fn command(&self, program: &str) -> Command {
-        let mut command = Command::new("setpriv");
-        command
-            .args(["--reuid=postgres", "--regid=postgres", "--init-groups", "--"])
-            .arg(Path::new(BIN).join(program))
-            .env("PGHOST", &self.beside)
-            .env("LC_ALL", "C")
-            .current_dir(&self.beside)
-            .stdin(Stdio::null());
+        let mut command = postgres::command(program);
+        command.env("PGHOST", &self.beside).env("LC_ALL", "C").current_dir(&self.beside);
         command
     }
 
@@ -175,16 +168,6 @@ fn open_the_way(dir: &Path) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// User and group of `postgres`.
-fn user_ids() -> Result<(u32, u32)> {
-    let users = std::fs::read_to_string("/etc/passwd").context("read /etc/passwd")?;
-    let line = users.lines().find(|line| line.starts_with("postgres:"));
-    let line = line.context("there is no user `postgres`: install postgresql-15")?;
-    let mut fields = line.split(':').skip(2);
-    let mut number = || -> Result<u32> { Ok(fields.next().context("a short line in /etc/passwd")?.parse()?) };
-    Ok((number()?, number()?))
 }
 
 /// What a client was told.

@@ -89,8 +89,8 @@ pub(crate) fn flip(path: &Path, at: u64) -> Result<()> {
     Ok(())
 }
 
-/// Files below `dir` with this extension, in order.
-pub(crate) fn files(dir: &Path, extension: &str) -> Result<Vec<PathBuf>> {
+/// Files below `dir`, in order.
+pub(crate) fn all_files(dir: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut queue = vec![dir.to_path_buf()];
     while let Some(dir) = queue.pop() {
@@ -98,13 +98,19 @@ pub(crate) fn files(dir: &Path, extension: &str) -> Result<Vec<PathBuf>> {
             let path = entry?.path();
             if path.is_dir() {
                 queue.push(path);
-            } else if path.extension().is_some_and(|e| e == extension) {
+            } else {
                 found.push(path);
             }
         }
     }
     found.sort();
     Ok(found)
+}
+
+/// Files below `dir` with this extension, in order.
+pub(crate) fn files(dir: &Path, extension: &str) -> Result<Vec<PathBuf>> {
+    let has_it = |path: &PathBuf| path.extension().is_some_and(|e| e == extension);
+    Ok(all_files(dir)?.into_iter().filter(has_it).collect())
 }
 
 /// The file among `files` that holds these bytes, and where.

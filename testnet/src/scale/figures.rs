@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use crate::process::{self, field};
 use crate::report::seconds;
 
 /// The rows of a run, printed as they come and once more at the end.
@@ -112,15 +113,9 @@ struct Memory {
 }
 
 fn memory(pid: u32) -> Result<Memory> {
-    let status =
-        std::fs::read_to_string(format!("/proc/{pid}/status")).context("read the daemon's status")?;
+    let status = process::status(pid)?;
     let field = |name| field(&status, name).with_context(|| format!("the daemon's status has no {name}"));
     Ok(Memory { resident_kib: field("VmRSS:")?, peak_kib: field("VmHWM:")? })
-}
-
-fn field(status: &str, name: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-    line.split_whitespace().next()?.parse().ok()
 }
 
 /// The highest memory of a process is counted anew from here.

@@ -10,10 +10,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::postgres::{self, user_ids};
 use crate::soak::turn::{Load, POLL, STOPPED, Turn};
-
-/// Where Debian puts PostgreSQL 15.
-const POSTGRES_BIN: &str = "/usr/lib/postgresql/15/bin";
 
 /// How long the server may take to start (after a crash it recovers first) and to stop.
 const SERVER_TIMEOUT: Duration = Duration::from_secs(120);
@@ -56,28 +54,10 @@ pub(super) struct Postgres {
     committed: u64,
 }
 
-/// Why it cannot run here, if it cannot.
-pub(super) fn missing() -> Option<String> {
-    let program = Path::new(POSTGRES_BIN).join("pgbench");
-    if !program.exists() {
-        return Some(format!("{} is missing: install postgresql-15", program.display()));
-    }
-    owner().is_err().then(|| "there is no user `postgres`: install postgresql-15".to_owned())
-}
-
-/// User and group of `postgres`.
-fn owner() -> Result<(u32, u32)> {
-    let users = std::fs::read_to_string("/etc/passwd").context("read /etc/passwd")?;
-    let line = users.lines().find(|line| line.starts_with("postgres:")).context("no user `postgres`")?;
-    let mut fields = line.split(':').skip(2);
-    let mut number = || -> Result<u32> { Ok(fields.next().context("a short line in /etc/passwd")?.parse()?) };
-    Ok((number()?, number()?))
-}
-
 impl Postgres {
     /// A server that writes its log into `dir`; it does not run yet.
     pub(super) fn new(dir: &Path) -> Result<Postgres> {
-        let owner = owner()?;
+        let owner = user_ids()?;
         let sockets =
             tempfile::Builder::new().prefix("soak").tempdir().context("make a directory for sockets")?;
         chown(sockets.path(), Some(owner.0), Some(owner.1)).context("give the sockets to postgres")?;
@@ -85,14 +65,8 @@ impl Postgres {
     }
 
     fn command(&self, program: &str) -> Command {
-        let mut command = Command::new("setpriv");
-        command
-            .args(["--reuid=postgres", "--regid=postgres", "--init-groups", "--"])
-            .arg(Path::new(POSTGRES_BIN).join(program))
-            .env("PGHOST", self.sockets.path())
-            .env("LC_ALL", "C.UTF-8")
-            .current_dir("/")
-            .stdin(Stdio::null());
+        let mut command = postgres::command(program);
+        command.env("PGHOST", self.sockets.path()).env("LC_ALL", "C.UTF-8").current_dir("/");
         command
     }
 

@@ -7,6 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 
 use crate::nodes::Node;
+use crate::process::{self, field};
 
 /// Resident memory of a daemon, at most.
 const RSS_MIB_MAX: u64 = 400;
@@ -44,8 +45,7 @@ impl Taken {
     /// Looks at the daemon alone: quick.
     pub(super) fn live(node: &Node) -> Result<Taken> {
         let pid = node.pid().with_context(|| format!("{}'s daemon is gone", node.name))?;
-        let status =
-            std::fs::read_to_string(format!("/proc/{pid}/status")).context("read a daemon's status")?;
+        let status = process::status(pid)?;
         let files = std::fs::read_dir(format!("/proc/{pid}/fd")).context("list a daemon's files")?.count();
         Ok(Taken {
             rss_mib: field(&status, "VmRSS:").context("no VmRSS")? >> 10,
@@ -94,11 +94,6 @@ impl Display for Taken {
             self.rss_mib, self.files, self.threads, self.packs_mib, self.log_mib, self.index_mib
         )
     }
-}
-
-fn field(status: &str, name: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-    line.split_whitespace().next()?.parse().ok()
 }
 
 /// Bytes that the blocks below a directory take; what vanishes meanwhile is not counted.
