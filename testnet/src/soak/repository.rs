@@ -88,8 +88,7 @@ impl Repository {
         let above = clone.parent().context("the clone lies in a directory")?;
         let origin = format!("file://{}", self.origin.display());
         self.git(above, &["clone", "-q", &origin, "clone"])?;
-        self.reported.push(self.git(clone, &["rev-parse", "HEAD"])?);
-        Ok(())
+        self.report_head(clone)
     }
 
     fn commit_some(&mut self, clone: &Path, rng: &mut ChaCha8Rng) -> Result<()> {
@@ -104,6 +103,15 @@ impl Repository {
         }
         self.git(clone, &["add", "-A"])?;
         self.git(clone, &["commit", "-q", "--allow-empty", "-m", "a change"])?;
+        self.report_head(clone)
+    }
+
+    /// Notes what `main` is now. git syncs what it writes, but not the directory in which it puts the new name of a branch last of
+    /// all: whoever wants the name to be there after a crash has to do that.
+    fn report_head(&mut self, clone: &Path) -> Result<()> {
+        std::fs::File::open(clone.join(".git/refs/heads"))
+            .and_then(|dir| dir.sync_all())
+            .context("sync the directory of the branches")?;
         let head = self.git(clone, &["rev-parse", "HEAD"])?;
         self.reported.push(head);
         Ok(())
