@@ -19,16 +19,15 @@ use std::sync::Arc;
 
 use cid::Cid;
 
-use remora_dag::block::BlockSource;
+use remora_dag::block::{BlockSink, BlockSource};
 use remora_store::log::{Log, LogError};
 use remora_vfs::errno::Errno;
 
-use crate::commit::{FLAG_CHECKPOINT, Tip};
+use crate::commit::FLAG_CHECKPOINT;
 use crate::derive::{DeriveError, Derived, InlineError, InlineReader, derive};
-use crate::journal::blocks::BlockStore;
 use crate::journal::payloads::{Payload, Payloads};
 use crate::op::Op;
-use crate::recover::{OpenError, Replayed, replay};
+use crate::recover::{GoOn, OpenError, Replayed, replay};
 use crate::stop::Stop;
 use crate::volume::shared::Shared;
 
@@ -83,25 +82,36 @@ impl InlineReader for LogInline<'_> {
     }
 }
 
-/// Replays commits up to `upto` over `base` (a tree and the last commit it contains) and derives their tree.
+/// The part of a log that becomes a tree.
+#[derive(Clone, Copy)]
+pub struct Tail<'a> {
+    /// The log; it holds all commits after the base.
+    pub log: &'a Log,
+    /// The volume's id.
+    pub volume: &'a [u8; 16],
+    /// The tree before, and the last commit it contains.
+    pub base: (Cid, u64),
+    /// The last commit that is to be in the new tree.
+    pub upto: u64,
+}
+
+/// Replays a part of a log over its base and derives the tree of both.
 ///
-/// A pure function of the log and the base: every host gets the same CID. The blocks are put, not yet synced. Answers
-/// the bytes of ops it covers, too.
+/// A pure function of the log and the base: every host gets the same CID. The blocks are put into `sink`, the tree itself last;
+/// none is synced. What has been put must be found in `source`. `go_on` may end the replay; whoever wants to end the derivation
+/// after it lets `source` or `sink` fail. Answers the bytes of ops it covers, too.
 ///
 /// *Errors*: [`CheckpointError`]; some blocks may have been put.
 pub fn derive_from_log(
-    log: &Log,
-    blocks: &dyn BlockStore,
-    volume: &[u8; 16],
-    base: (Cid, u64),
-    upto: u64,
+    tail: &Tail<'_>,
+    source: &dyn BlockSource,
+    sink: &dyn BlockSink,
+    go_on: &GoOn<'_>,
 ) -> Result<(Derived, u64), CheckpointError> {
-    let source: &dyn BlockSource = blocks;
-    let known: Option<Tip> = None;
-    let base = (base.0, base.1, known);
-    let Replayed { state, payloads, ops_bytes, .. } = replay(log, source, volume, base, upto)?;
+    let Tail { log, volume, base, upto } = *tail;
+    let Replayed { state, payloads, ops_bytes, .. } = replay(log, source, volume, base, upto, go_on)?;
     let inline = LogInline { log, payloads: &payloads };
-    let derived = derive(&state, source, blocks, &inline)?;
+    let derived = derive(&state, source, sink, &inline)?;
     Ok((derived, ops_bytes))
 }
 
@@ -148,7 +158,8 @@ impl Shared {
     /// Steps 2 to 5: the tree is durable and the chain names it when this returns.
     fn derive_and_announce(&self, base: (Cid, u64), upto: u64) -> Result<(Derived, u64), CheckpointError> {
         self.flush_until(upto).map_err(CheckpointError::NotDurable)?;
-        let (derived, ops_bytes) = derive_from_log(&self.log, &*self.blocks, &self.id, base, upto)?;
+        let tail = Tail { log: &self.log, volume: &self.id, base, upto };
+        let (derived, ops_bytes) = derive_from_log(&tail, &*self.blocks, &*self.blocks, &|_| true)?;
         self.blocks.sync().map_err(|error| {
             self.fail(&format!("sync the blocks of a checkpoint: {error}"));
             CheckpointError::Sync(error)

@@ -53,4 +53,6 @@ pub mod recover;
 
 pub mod checkpoint;
 
+pub mod named_tree;
+
 pub mod volume;

@@ -20,6 +20,7 @@ use crate::commit::{Commit, CommitError, Tip};
 use crate::journal::payloads::{Payload, Payloads};
 use crate::op::{Op, OpError, decode_all};
 use crate::state::State;
+use crate::state::changes::Changes;
 use crate::stop::Stop;
 use crate::tree::{Tree, TreeError};
 use crate::volume::options::Base;
@@ -91,6 +92,17 @@ pub enum OpenError {
         /// What the state said.
         errno: Errno,
     },
+    /// The log ends before the commit that was asked for.
+    #[error("the log ends with commit {last}, before commit {upto}")]
+    Short {
+        /// The last commit there is.
+        last: u64,
+        /// The commit that was asked for.
+        upto: u64,
+    },
+    /// Whoever wanted it does so no longer.
+    #[error("given up")]
+    GivenUp,
     /// The background thread cannot be started.
     #[error("start the background thread")]
     Thread(#[from] io::Error),
@@ -119,6 +131,13 @@ pub fn last_commit(log: &Log) -> Result<Option<Commit>, OpenError> {
     let Some(tail) = log.tail() else { return Ok(None) };
     let frame = log.frame(tail.position)?;
     Commit::decode(frame.payload).map(Some).map_err(|source| OpenError::Commit { seq: tail.seq, source })
+}
+
+/// Commit `seq` of a log; `None` if the log does not have it.
+pub fn commit_at(log: &Log, seq: u64) -> Result<Option<Commit>, OpenError> {
+    let Some(position) = log.position_of(seq) else { return Ok(None) };
+    let frame = log.frame(position)?;
+    Commit::decode(frame.payload).map(Some).map_err(|source| OpenError::Commit { seq, source })
 }
 
 /// Replays what the log says over the base its newest commit names, or over `genesis` if the log is empty.
@@ -150,21 +169,32 @@ pub fn replay_all(
     }
 }
 
-/// Replays the commits after `base` (a tree, the last commit it contains, and that commit if known) up to `upto`.
+/// Whether a replay goes on; asked before every commit, with what differs from the base so far.
+pub type GoOn<'a> = dyn Fn(&Changes) -> bool + 'a;
+
+/// Replays all commits after `base` (a tree and the last commit it contains) up to `upto`.
 pub(crate) fn replay(
     log: &Log,
     blocks: &dyn BlockSource,
     volume: &[u8; 16],
-    base: (Cid, u64, Option<Tip>),
+    base: (Cid, u64),
     upto: u64,
+    go_on: &GoOn<'_>,
 ) -> Result<Replayed, OpenError> {
-    let mut replay = Replay::begin(log, blocks, volume, base)?;
+    let mut replay = Replay::begin(log, blocks, volume, (base.0, base.1, None))?;
     let mut added = Ok(());
     each_commit(log, base.1, upto, &mut |read| {
-        added = read.and_then(|(commit, place)| replay.add(&commit, place));
+        added = match go_on(&replay.done.state.changes()) {
+            true => read.and_then(|(commit, place)| replay.add(&commit, place)),
+            false => Err(OpenError::GivenUp),
+        };
         added.is_ok()
     });
     added?;
+    let last = replay.tip.map_or(base.1, |tip| tip.seq);
+    if last < upto {
+        return Err(OpenError::Short { last, upto });
+    }
     Ok(replay.end())
 }
 

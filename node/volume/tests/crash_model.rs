@@ -15,20 +15,17 @@ use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 
 use remora_store::sim::SimDisk;
-use remora_vfs::attr::{Ino, Kind, NewNode, Timestamp};
-use remora_vfs::filesystem::{Allocate, Filesystem, RenameMode};
+use remora_vfs::attr::{Ino, Kind, Timestamp};
+use remora_vfs::filesystem::Filesystem;
 use remora_volume::volume::Volume;
 
+use model::drawn::{content_request, name_request, target};
 use model::history::History;
 use model::picture::{Path, Picture, data_bytes, picture_of};
-use model::request::{Request, SLOTS, Slots, Target};
+use model::request::{Request, Slots, Target};
 use rig::{HandClock, fsync, options_on, store_on};
 
 const MIB: u64 = 1 << 20;
-
-const PATHS: [&str; 10] = ["a", "b", "c", "d", "d/a", "d/b", "d/e", "d/e/a", "e", "e/a"];
-
-const XATTRS: [&str; 2] = ["user.one", "security.two"];
 
 /// What happens in a test.
 #[derive(Clone, Debug)]
@@ -55,69 +52,6 @@ enum Step {
         seed: u64,
         again: Option<u64>,
     },
-}
-
-fn path() -> impl Strategy<Value = &'static str> {
-    select(&PATHS[..])
-}
-
-fn target() -> impl Strategy<Value = Target> {
-    prop_oneof![5 => path().prop_map(Target::At), 1 => (0..SLOTS).prop_map(Target::Slot)]
-}
-
-fn offset() -> impl Strategy<Value = u64> {
-    prop_oneof![
-        3 => 0..9000u64,
-        1 => select(vec![0, 4096, MIB - 2000, MIB, MIB + 5, 2 * MIB]),
-        1 => (0..3u64, 0..9000u64).prop_map(|(chunk, at)| (chunk * MIB + at).saturating_sub(4000)),
-    ]
-}
-
-fn name_request() -> impl Strategy<Value = Request> {
-    let node = prop_oneof![
-        4 => Just(NewNode::File),
-        3 => Just(NewNode::Directory),
-        1 => Just(NewNode::Symlink(b"some/where".to_vec())),
-        1 => Just(NewNode::Fifo),
-        1 => Just(NewNode::CharDevice(259)),
-    ];
-    let mode =
-        select(vec![RenameMode::Replace, RenameMode::Replace, RenameMode::NoReplace, RenameMode::Exchange]);
-    prop_oneof![
-        6 => (path(), node, 0..0o7777u16).prop_map(|(at, node, mode)| Request::Make { at, node, mode }),
-        2 => (target(), path()).prop_map(|(from, to)| Request::Link { from, to }),
-        2 => path().prop_map(|at| Request::Unlink { at }),
-        1 => path().prop_map(|at| Request::Rmdir { at }),
-        4 => (path(), path(), mode).prop_map(|(from, to, mode)| Request::Rename { from, to, mode }),
-        1 => (path(), 0..SLOTS).prop_map(|(at, slot)| Request::Open { at, slot }),
-        1 => (0..SLOTS).prop_map(|slot| Request::Close { slot }),
-    ]
-}
-
-fn content_request() -> impl Strategy<Value = Request> {
-    let how = select(vec![
-        Allocate::Extend,
-        Allocate::KeepSize,
-        Allocate::Punch,
-        Allocate::Zero,
-        Allocate::ZeroKeepSize,
-    ]);
-    let len = prop_oneof![6 => 1..6000usize, 1 => 60_000..300_000usize, 1 => Just(MIB as usize), 1 => Just(1_200_000usize)];
-    let write = |file, offset, len, fill| Request::Write { file, offset, len, fill, skip: 0 };
-    prop_oneof![
-        6 => (target(), offset(), len, any::<u8>())
-            .prop_map(move |(file, offset, len, fill)| write(file, offset, len, fill)),
-        2 => (target(), offset()).prop_map(|(file, size)| Request::Truncate { file, size }),
-        1 => (target(), 0..0o7777u16, any::<Option<u32>>(), any::<Option<i64>>())
-            .prop_map(|(file, mode, uid, mtime)| Request::Attributes { file, mode: Some(mode), uid, mtime }),
-        2 => (target(), how, offset(), 1..2 * MIB)
-            .prop_map(|(file, how, offset, len)| Request::Allocate { file, how, offset, len }),
-        2 => ((target(), offset()), (target(), offset()), 1..2 * MIB)
-            .prop_map(|(from, to, len)| Request::Copy { from, to, len }),
-        1 => (target(), select(&XATTRS[..]), 0..700usize, any::<u8>())
-            .prop_map(|(file, name, len, fill)| Request::SetXattr { file, name, len, fill }),
-        1 => (target(), select(&XATTRS[..])).prop_map(|(file, name)| Request::RemoveXattr { file, name }),
-    ]
 }
 
 fn step() -> impl Strategy<Value = Step> {

@@ -12,7 +12,7 @@ use remora_store::sim::SimDisk;
 use remora_vfs::attr::{Attr, DirEntry, Ino, NewNode, ROOT_INO, SetAttr, StatFs, Timestamp};
 use remora_vfs::conformance::CHECKS;
 use remora_vfs::filesystem::{Allocate, Caller, Done, Filesystem, RenameMode, Reply, Seek, XattrMode};
-use remora_volume::checkpoint::derive_from_log;
+use remora_volume::checkpoint::{Tail, derive_from_log};
 use remora_volume::recover::last_commit;
 use remora_volume::volume::Volume;
 
@@ -165,7 +165,8 @@ fn a_keeper_derives_the_same_tree_from_its_own_log() {
     let keeper = store_on(Arc::new(disk.crash(4)));
     let (tree, upto) = volume.checkpoint().unwrap();
     let first = (keeper.base.tree, keeper.base.seq);
-    let (derived, _) = derive_from_log(&keeper.log, &*keeper.blocks, &VOLUME, first, upto).unwrap();
+    let tail = Tail { log: &keeper.log, volume: &VOLUME, base: first, upto };
+    let (derived, _) = derive_from_log(&tail, &*keeper.blocks, &*keeper.blocks, &|_| true).unwrap();
     assert_eq!(derived.tree_cid, tree);
     let last = last_commit(&store_on(Arc::new(disk.kill())).log).unwrap().unwrap();
     assert_eq!((last.header.base, last.header.base_seq), (tree, upto));

@@ -3,6 +3,7 @@
 
 #![allow(dead_code, unreachable_pub, missing_docs)]
 
+pub mod drawn;
 pub mod history;
 pub mod picture;
 pub mod request;

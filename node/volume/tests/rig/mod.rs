@@ -35,12 +35,17 @@ pub struct Store {
 
 /// Opens log and blocks on a disk, making them if they are missing.
 pub fn store_on(disk: Arc<dyn Disk>) -> Store {
+    store_with(disk, 8 << 20)
+}
+
+/// As [`store_on`], with a log of segments of so many bytes at most: the shorter, the more of it can be dropped.
+pub fn store_with(disk: Arc<dyn Disk>, segment_bytes_max: u64) -> Store {
     let mut options = BlocksOptions::new(IndexKind::Memory);
     options.is_background = false;
     let blocks = Arc::new(Blocks::open(disk.clone(), Path::new("/data/packs"), options).unwrap());
     let mut options = LogOptions::new(FileKind::VolumeLog, VOLUME);
     options.segment_bytes_first = 64 << 10;
-    options.segment_bytes_max = 8 << 20;
+    options.segment_bytes_max = segment_bytes_max;
     options.is_background = false;
     let (log, _) = Log::open(disk, Path::new("/data/log"), options, &mut |_| Ok(())).unwrap();
     let (tree, made) = genesis(0, 0, 0o755, Timestamp(0)).unwrap();
