@@ -79,6 +79,85 @@ fn a_keeper_that_is_complete_needs_nobody_to_read_the_volume() {
     check(&there, &big).unwrap();
 }
 
+/// What `node` says of its copy of a volume, with the commit up to which the log is a tree.
+fn copy_of(node: &Node, name: &str) -> Result<serde_json::Value> {
+    let status = node.json(&["status"])?;
+    Ok(volume(&status, name).context("no such volume")?["copy"].clone())
+}
+
+/// Has `node` turn its log into trees from 4 MiB on.
+fn fold_early(node: &mut Node) -> Result<()> {
+    node.stop()?;
+    let path = node.data().join("config.toml");
+    let config = std::fs::read_to_string(&path)?;
+    let line = "checkpoint_log_bytes = 268435456";
+    ensure!(config.contains(line), "{config}");
+    std::fs::write(&path, config.replace(line, "checkpoint_log_bytes = 4194304"))?;
+    node.start()?;
+    node.wait_until("the other is connected", |status| status["connected"] == 1)
+}
+
+#[test]
+fn what_is_in_a_keepers_log_does_not_come_again_as_a_tree() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(mut nodes) = two(dir.path()) else { return };
+    let [x, y] = nodes.as_mut_slice() else { unreachable!() };
+    fold_early(x).unwrap();
+    x.ok(&["volume", "create", "small"]).unwrap();
+    let at = x.mount("small").unwrap();
+    // Files of one write each, far below a block: all of it goes through the log.
+    for n in 0..1000u32 {
+        std::fs::write(at.join(n.to_string()), small(n)).unwrap();
+    }
+    rustix::fs::syncfs(std::fs::File::open(&at).unwrap()).unwrap();
+    y.wait_until("a tree made from the log", |status| {
+        volume(status, "small").is_some_and(|volume| volume["copy"]["trees_made"].as_u64() > Some(0))
+    })
+    .unwrap();
+    let seq = volume(&x.json(&["status"]).unwrap(), "small").unwrap()["here"]["seq"].as_u64().unwrap();
+    wait_for_copy(y, "small", seq).unwrap();
+    let copy = copy_of(y, "small").unwrap();
+    eprintln!("{copy}");
+    let count = |what: &str| copy[what].as_u64().unwrap();
+    assert_eq!(count("trees_different"), 0);
+    assert!(count("made_bytes") > 30 * count("fetched_bytes"), "{copy}");
+    x.unmount(&at).unwrap();
+    let there = y.mount("small").unwrap();
+    x.kill().unwrap();
+    for n in 0..1000u32 {
+        assert!(std::fs::read(there.join(n.to_string())).unwrap() == small(n), "file {n} differs");
+    }
+}
+
+#[test]
+fn a_keeper_needs_no_writer_for_the_tree_of_what_it_has() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(mut nodes) = two(dir.path()) else { return };
+    let [x, y] = nodes.as_mut_slice() else { unreachable!() };
+    fold_early(x).unwrap();
+    x.ok(&["volume", "create", "orphaned"]).unwrap();
+    let at = x.mount("orphaned").unwrap();
+    // Past the first seconds, in which a keeper leaves a volume alone.
+    wait_for_copy(y, "orphaned", 1).unwrap();
+    for n in 0..300u32 {
+        std::fs::write(at.join(n.to_string()), small(n * 3)).unwrap();
+    }
+    // The writer is killed as soon as its checkpoint is committed, mostly before the keeper looks for it.
+    x.wait_until("a checkpoint that the keeper heard of", |status| {
+        let said = std::fs::read_to_string(x.log()).unwrap_or_default();
+        let here = volume(status, "orphaned").map(|volume| &volume["here"]);
+        said.contains("checkpoint tree=") && here.is_some_and(|here| here["lag_commits"] == 0)
+    })
+    .unwrap();
+    x.kill().unwrap();
+    y.wait_until("a complete copy with a tree of its own", |status| {
+        let copy = volume(status, "orphaned").map(|volume| &volume["copy"]);
+        copy.is_some_and(|copy| copy["complete"] == true && copy["trees_made"].as_u64() > Some(0))
+    })
+    .unwrap();
+    let _dead = rustix::mount::unmount(&at, rustix::mount::UnmountFlags::DETACH);
+}
+
 #[test]
 fn a_writer_brings_what_was_there_before_it() {
     let dir = tempfile::tempdir().unwrap();

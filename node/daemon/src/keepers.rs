@@ -7,7 +7,7 @@
 //!   acquiring  the candidate: from nothing to the right to write
 //!   streaming  commits on their way to the other keepers, and the writer's lease
 //!   writing    a volume that is open for writing here, until it is released
-//!   hydrate    the blocks that commits and trees refer to, brought here: before an acknowledgement, and in the background
+//!   hydrate    the blocks that commits and trees refer to, brought or made here: before an acknowledgement, and in the background
 //!   heal       a damaged log made whole from another keeper's
 //! ```
 

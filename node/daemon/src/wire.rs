@@ -86,6 +86,18 @@ pub(crate) struct LocalCopy {
     pub(crate) complete: bool,
     /// Blocks that could not be had at the last attempt; none before the first one.
     pub(crate) missing_blocks: Option<u64>,
+    /// Trees of checkpoints that this host made from its log, since the daemon began.
+    #[serde(default)]
+    pub(crate) trees_made: u64,
+    /// Bytes of operations in them, which did not cross the network again.
+    #[serde(default)]
+    pub(crate) made_bytes: u64,
+    /// Trees of checkpoints that came out different here, and were fetched; anything but 0 is a fault.
+    #[serde(default)]
+    pub(crate) trees_different: u64,
+    /// Bytes of blocks that were fetched behind the log, since the daemon began.
+    #[serde(default)]
+    pub(crate) fetched_bytes: u64,
 }
 
 /// Who writes a volume.

@@ -12,7 +12,7 @@
 //!
 //! Always holds: a crash before 5 leaves only blocks nobody refers to; after 5 the log names T' and everything behind s;
 //! the log is dropped only when the tree that replaces it is durable. Keepers run 3 and 4 on their own logs through
-//! [`derive_from_log`] and compare the CIDs.
+//! [`crate::named_tree`] and compare the CIDs.
 
 use std::io;
 use std::sync::Arc;

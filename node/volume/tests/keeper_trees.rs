@@ -1,6 +1,6 @@
 //! A keeper makes the trees of its writer's checkpoints from the log that it has, whatever happened, and whatever happens to it.
 
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::result_large_err)]
 
 mod model;
 mod rig;

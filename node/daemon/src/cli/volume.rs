@@ -163,6 +163,9 @@ fn print_one(v: &VolumeState) {
     ];
     if let Some(copy) = &v.copy {
         rows.push(vec!["copy on this host".into(), copy_line(copy)]);
+        let made = format!("{} ({} of log)", copy.trees_made, render::bytes(copy.made_bytes));
+        rows.push(vec!["trees made here".into(), made]);
+        rows.push(vec!["fetched behind the log".into(), render::bytes(copy.fetched_bytes)]);
     }
     if let Some(here) = &v.here {
         rows.push(vec!["mounted here".into(), here.mounts.join(", ")]);

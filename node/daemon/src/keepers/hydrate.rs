@@ -4,12 +4,16 @@
 //! and not in the first seconds after it changed hands: its first reads go before. On the host that writes it, the same is done
 //! once a term for what was there before that term; what the writer itself makes is on its disk.
 //!
+//! The tree of a checkpoint is made here, from the tree before it and the log, as far as those go; the rest is fetched.
+//!
 //! What always holds: "whole" is said only of blocks that are durable here; the log before a tree is dropped only when the tree is
 //! whole and the commit that names it is committed; nothing waits for this work but the end of the daemon.
 
 pub(crate) mod collect;
+pub(crate) mod making;
 pub(crate) mod before_ack;
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,6 +34,7 @@ use crate::content::add::chain;
 use crate::keepers::chain::tip_at;
 use crate::keepers::desk::Keepers;
 use crate::keepers::hydrate::collect::{Collect, Known, Reach, Stopped};
+use crate::keepers::hydrate::making::{Difference, Outcome, make};
 use crate::keepers::kept::Kept;
 
 /// How often volumes are looked at.
@@ -44,6 +49,24 @@ const RETRY_AFTER: Duration = Duration::from_secs(10);
 /// How long a batch is followed by a pause at most, while this host serves mounts: the pause is as long as the batch took.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
+/// How long a tree that could not be made here is only fetched.
+const MAKE_AGAIN_AFTER: Duration = Duration::from_secs(300);
+
+/// What was done for one volume since the daemon began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tally {
+    /// Trees of checkpoints that were made here.
+    pub(crate) n_made: u64,
+    /// Bytes of ops in them.
+    pub(crate) made_bytes: u64,
+    /// Trees of checkpoints that came out different here.
+    pub(crate) n_different: u64,
+    /// The last of them.
+    pub(crate) difference: Option<Difference>,
+    /// Bytes of blocks that were fetched in the background.
+    pub(crate) fetched_bytes: u64,
+}
+
 /// What this host has of one volume, for people.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Copy {
@@ -53,6 +76,8 @@ pub(crate) struct Copy {
     pub(crate) is_whole: bool,
     /// Blocks that could not be had at the last attempt; `None` before the first one.
     pub(crate) n_missing: Option<u64>,
+    /// What it took.
+    pub(crate) tally: Tally,
 }
 
 /// What the rounds know.
@@ -71,6 +96,7 @@ struct Shown {
     /// The term in which this host writes and has all that was there before.
     whole_term: Option<u64>,
     n_missing: Option<u64>,
+    tally: Tally,
 }
 
 /// Who has the volume; work stops when it changes.
@@ -91,6 +117,9 @@ struct Progress {
     /// As [`Shown::whole_term`].
     whole_term: Option<Term>,
     known: Known,
+    /// A tree that could not be made here, and until when that is believed.
+    unmade: Option<(Cid, Instant)>,
+    tally: Tally,
 }
 
 impl Progress {
@@ -103,6 +132,8 @@ impl Progress {
             tree: None,
             whole_term: None,
             known: Known::default(),
+            unmade: None,
+            tally: Tally::default(),
         }
     }
 }
@@ -117,7 +148,13 @@ impl Hydration {
             _ => shown.whole.is_some() && shown.whole == end,
         };
         let seq = end.map_or(0, |(_, seq)| seq);
-        Some(Copy { seq, is_whole, n_missing: shown.n_missing })
+        Some(Copy { seq, is_whole, n_missing: shown.n_missing, tally: shown.tally })
+    }
+
+    /// Volumes of which this host came to another tree than the writer, with the last such tree.
+    pub(crate) fn differences(&self) -> Vec<(VolumeId, Difference)> {
+        let shown = self.shown.lock();
+        shown.iter().filter_map(|(id, shown)| Some((*id, shown.tally.difference?))).collect()
     }
 
     /// Ends the round that runs, and all that would come. Blocks until it has ended: from then on nothing is put into the store.
@@ -140,10 +177,13 @@ impl Hydration {
         self.is_stopping.load(Ordering::Acquire)
     }
 
+    /// Shows what is known of a volume; without a count of missing blocks the last one stands.
     fn show(&self, id: VolumeId, progress: &Progress, n_missing: Option<u64>) {
         let whole = (progress.whole.seq > 0).then_some((progress.whole.term.0, progress.whole.seq));
         let whole_term = progress.whole_term.map(|term| term.0);
-        self.shown.lock().insert(id, Shown { whole, whole_term, n_missing });
+        let mut all = self.shown.lock();
+        let n_missing = n_missing.or_else(|| all.get(&id)?.n_missing);
+        all.insert(id, Shown { whole, whole_term, n_missing, tally: progress.tally });
     }
 }
 
@@ -207,9 +247,12 @@ fn look(keepers: &Arc<Keepers>, kept: &Arc<Kept>, progress: &mut Progress) -> Re
         return forget(kept, progress);
     }
     let still = || !keepers.hydration().is_stopping() && self::hands(kept) == hands;
-    let here = Here { keepers, exchange: exchange.preferring(&kept.partners()), still: &still };
-    let n_missing = bring(kept, hands, progress, &here)?;
-    keepers.hydration().show(kept.id(), progress, Some(n_missing));
+    let exchange = exchange.preferring(&kept.partners());
+    let here = Here { keepers, exchange, still: &still, fetched_bytes: Cell::new(0) };
+    let brought = bring(kept, hands, progress, &here);
+    progress.tally.fetched_bytes += here.fetched_bytes.get();
+    keepers.hydration().show(kept.id(), progress, brought.as_ref().ok().copied());
+    let n_missing = brought?;
     if n_missing > 0 {
         tracing::warn!(volume = %kept.id(), n_missing, "blocks of the volume could not be had; they will be asked for again");
         progress.not_before = Instant::now() + RETRY_AFTER;
@@ -248,9 +291,15 @@ fn bring(kept: &Kept, hands: Hands, progress: &mut Progress, here: &Here<'_>) ->
     }
     collect.flush()?;
     let base = newest.header.base;
+    // Until the next look nothing but this knows that the tree's blocks are wanted.
+    let _protection = here.keepers.blocks().protect();
     let nodes = match progress.tree == Some(base) {
         true => None,
-        false => Some(collect.tree(&base, &progress.known)?),
+        false => {
+            let Progress { known, unmade, tally, .. } = progress;
+            let mut made = || try_to_make(kept, &base, (unmade, tally), here);
+            Some(collect.made_or_fetched(&base, known, &mut made)?)
+        }
     };
     let (n_fetched, n_missing) = (collect.n_fetched, collect.n_missing);
     here.keepers.blocks().sync().map_err(|e| failed(&e))?;
@@ -266,6 +315,34 @@ fn bring(kept: &Kept, hands: Hands, progress: &mut Progress, here: &Here<'_>) ->
         }
     }
     Ok(n_missing)
+}
+
+/// Makes the newest tree from the log, unless that was tried in vain lately; answers whether it is made.
+fn try_to_make(
+    kept: &Kept,
+    tree: &Cid,
+    (unmade, tally): (&mut Option<(Cid, Instant)>, &mut Tally),
+    here: &Here<'_>,
+) -> Result<bool, Stopped> {
+    if unmade.is_some_and(|(left, until)| left == *tree && Instant::now() < until) {
+        return Ok(false);
+    }
+    let (outcome, fetched_bytes) = make(here.keepers, kept, here.still)?;
+    tally.fetched_bytes += fetched_bytes;
+    match outcome {
+        Outcome::Made { n_trees, ops_bytes } => {
+            tally.n_made += n_trees as u64;
+            tally.made_bytes += ops_bytes;
+            return Ok(true);
+        }
+        Outcome::Different(difference) => {
+            tally.n_different += 1;
+            tally.difference = Some(difference);
+        }
+        Outcome::Left => {}
+    }
+    *unmade = Some((*tree, Instant::now() + MAKE_AGAIN_AFTER));
+    Ok(false)
 }
 
 /// This host wrote the volume up to its end, and had all that was there before: all of it is here.
@@ -287,11 +364,19 @@ fn failed(error: &dyn std::error::Error) -> Stopped {
     Stopped::Failed(chain(error))
 }
 
+/// Leaves this host to its mounts for as long as the work took that began then; at once if it serves none.
+fn rest(keepers: &Keepers, began: Instant) {
+    if keepers.all().iter().any(|kept| kept.local().is_some()) {
+        std::thread::sleep(began.elapsed().min(PAUSE_MAX));
+    }
+}
+
 /// This host's store, and peers behind it.
 struct Here<'a> {
     keepers: &'a Arc<Keepers>,
     exchange: Exchange,
-    still: &'a dyn Fn() -> bool,
+    still: &'a (dyn Fn() -> bool + Sync),
+    fetched_bytes: Cell<u64>,
 }
 
 impl Reach for Here<'_> {
@@ -317,10 +402,9 @@ impl Reach for Here<'_> {
         let began = Instant::now();
         let sink: Arc<dyn BlockSink> = Arc::clone(self.keepers.blocks()) as _;
         let fetched = self.keepers.runtime().block_on(self.exchange.fetch_many(cids.iter().copied(), sink));
-        let missing = fetched.map_err(|e| failed(&e))?.missing;
-        if self.keepers.all().iter().any(|kept| kept.local().is_some()) {
-            std::thread::sleep(began.elapsed().min(PAUSE_MAX));
-        }
-        Ok(missing.into_iter().map(|(cid, _)| cid).collect())
+        let fetched = fetched.map_err(|e| failed(&e))?;
+        self.fetched_bytes.set(self.fetched_bytes.get() + fetched.bytes);
+        rest(self.keepers, began);
+        Ok(fetched.missing.into_iter().map(|(cid, _)| cid).collect())
     }
 }

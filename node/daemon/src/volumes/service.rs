@@ -22,6 +22,8 @@ use crate::config::Config;
 use crate::content::add::chain;
 use crate::exit::{Code, Context, Failure};
 use crate::keepers::desk::{Keepers, held};
+use crate::keepers::hydrate::Copy;
+use crate::keepers::hydrate::making::Difference;
 use crate::keepers::writing::{Limits, Writing};
 use crate::members::membership::Membership;
 use crate::members::now::{rfc3339, unix_ms};
@@ -132,7 +134,7 @@ impl Volumes {
             here: self.get(&record.id).map(|mounted| here(&mounted)),
             copy: self.keepers.get(&record.id).and_then(|kept| {
                 let copy = self.keepers.hydration().copy_of(&kept)?;
-                Some(LocalCopy { seq: copy.seq, complete: copy.is_whole, missing_blocks: copy.n_missing })
+                Some(local_copy(&copy))
             }),
         }
     }
@@ -364,10 +366,22 @@ impl Volumes {
         let failed =
             |m: &Arc<Mounted>| m.failed().map(|why| format!("volume {} stepped down: {why}", m.name));
         let mut warnings: Vec<String> = self.mounted.lock().values().filter_map(failed).collect();
-        warnings.extend(self.keepers.damaged().into_iter().map(|(id, why)| {
-            let name =
-                self.members.read(|r| r.volume(&id)).map_or_else(|| id.to_string(), |record| record.name);
-            format!("volume {name} is damaged on this host: {why}")
+        let name_of = |id: &VolumeId| {
+            self.members.read(|r| r.volume(id)).map_or_else(|| id.to_string(), |record| record.name)
+        };
+        warnings.extend(
+            self.keepers
+                .damaged()
+                .into_iter()
+                .map(|(id, why)| format!("volume {} is damaged on this host: {why}", name_of(&id))),
+        );
+        warnings.extend(self.keepers.hydration().differences().into_iter().map(|(id, difference)| {
+            let Difference { upto, named, derived } = difference;
+            format!(
+                "volume {}: up to commit {upto} its writer made the tree {named}, this host comes to {derived} from the same \
+                 commits; the writer's was fetched: type `remora store verify` on its keepers, and report this",
+                name_of(&id)
+            )
         }));
         warnings.extend(self.remembered.damage().map(str::to_owned));
         let storage = self.members.read(|r| r.members().len());
@@ -405,6 +419,18 @@ fn fold_long_logs(volumes: impl Iterator<Item = Arc<Volume>>) {
             tracing::info!("not all long logs were folded in time");
             return;
         }
+    }
+}
+
+fn local_copy(copy: &Copy) -> LocalCopy {
+    LocalCopy {
+        seq: copy.seq,
+        complete: copy.is_whole,
+        missing_blocks: copy.n_missing,
+        trees_made: copy.tally.n_made,
+        made_bytes: copy.tally.made_bytes,
+        trees_different: copy.tally.n_different,
+        fetched_bytes: copy.tally.fetched_bytes,
     }
 }
 

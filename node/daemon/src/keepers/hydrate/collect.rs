@@ -118,6 +118,26 @@ impl<'a> Collect<'a> {
         Ok(found)
     }
 
+    /// As [`Collect::tree`], but a tree that is not here at all, or of which blocks cannot be had, is first to be made here by `make`,
+    /// which says whether it is made. What it did not make is fetched.
+    pub(crate) fn made_or_fetched(
+        &mut self,
+        root: &Cid,
+        known: &Known,
+        make: &mut dyn FnMut() -> Result<bool, Stopped>,
+    ) -> Result<HashSet<Digest>, Stopped> {
+        if !self.reach.has(root)? {
+            make()?;
+        }
+        let n_missing = self.n_missing;
+        let nodes = self.tree(root, known)?;
+        if self.n_missing == n_missing || !make()? {
+            return Ok(nodes);
+        }
+        self.n_missing = n_missing;
+        self.tree(root, known)
+    }
+
     /// Fetches what is still to be fetched.
     pub(crate) fn flush(&mut self) -> Result<(), Stopped> {
         if self.wanted.is_empty() {
@@ -299,6 +319,78 @@ mod tests {
         collect.tree(&next, &known).unwrap();
         assert_eq!(rig.n_read.get(), 2, "the tree's own block and the root directory");
         assert_eq!(collect.n_fetched, 3, "those two and the leaf that changed");
+    }
+
+    /// Makes a tree here by copying all of it but `left`.
+    fn made(rig: &Rig, left: Option<&Cid>) {
+        for cid in rig.there.cids().iter().filter(|cid| Some(*cid) != left) {
+            rig.here.put(Block::verify(*cid, rig.there.get(cid).unwrap()).unwrap()).unwrap();
+        }
+    }
+
+    #[test]
+    fn of_a_tree_that_is_made_here_only_what_it_lacks_is_fetched() {
+        let rig = Rig::new();
+        let tree = rig.tree(0);
+        let raw = |cid: &Cid| Codec::of(cid) == Some(Codec::Raw);
+        let leaf = rig.there.cids().into_iter().find(raw).unwrap();
+        let mut collect = Collect::new(&rig);
+        let mut make = || {
+            made(&rig, Some(&leaf));
+            Ok(true)
+        };
+        collect.made_or_fetched(&tree, &Known::default(), &mut make).unwrap();
+        assert_eq!((collect.n_fetched, collect.n_missing), (1, 0));
+        assert_eq!(rig.here.cids(), rig.there.cids());
+    }
+
+    #[test]
+    fn a_tree_that_cannot_be_made_here_is_fetched() {
+        let rig = Rig::new();
+        let tree = rig.tree(0);
+        let mut n_tries = 0;
+        let mut collect = Collect::new(&rig);
+        let mut make = || {
+            n_tries += 1;
+            Ok(false)
+        };
+        collect.made_or_fetched(&tree, &Known::default(), &mut make).unwrap();
+        assert_eq!((n_tries, collect.n_missing), (1, 0));
+        assert_eq!(rig.here.cids(), rig.there.cids());
+    }
+
+    #[test]
+    fn a_tree_that_nobody_has_any_more_is_made_here() {
+        let rig = Rig::new();
+        let tree = rig.tree(0);
+        let all = MemBlocks::new();
+        for cid in rig.there.cids() {
+            all.put(Block::verify(cid, rig.there.get(&cid).unwrap()).unwrap()).unwrap();
+        }
+        // The host that made it is gone, and here is its own block alone.
+        rig.here.put(Block::verify(tree, rig.there.get(&tree).unwrap()).unwrap()).unwrap();
+        assert!(all.cids().iter().all(|cid| rig.there.remove(cid)));
+        let mut collect = Collect::new(&rig);
+        let mut make = || {
+            for cid in all.cids() {
+                rig.here.put(Block::verify(cid, all.get(&cid).unwrap()).unwrap()).unwrap();
+            }
+            Ok(true)
+        };
+        collect.made_or_fetched(&tree, &Known::default(), &mut make).unwrap();
+        assert_eq!((collect.n_fetched, collect.n_missing), (0, 0));
+        assert_eq!(rig.here.cids(), all.cids());
+    }
+
+    #[test]
+    fn a_tree_that_is_here_is_not_made_again() {
+        let rig = Rig::new();
+        let tree = rig.tree(0);
+        made(&rig, None);
+        let mut collect = Collect::new(&rig);
+        let mut make = || panic!("it is here");
+        collect.made_or_fetched(&tree, &Known::default(), &mut make).unwrap();
+        assert_eq!(collect.n_fetched, 0);
     }
 
     #[test]
