@@ -116,39 +116,35 @@ impl Node {
     /// # Errors
     /// [`DagPbError`]: the bytes are not a node in a form we accept.
     pub fn decode(bytes: &Bytes) -> Result<Node, DagPbError> {
-        if bytes.len() > BLOCK_BYTES_MAX {
-            return Err(DagPbError::TooLong { len: bytes.len() });
-        }
-        let mut node = Node::default();
-        let mut is_links_over = false;
-        let mut rest: &[u8] = bytes;
-        while !rest.is_empty() {
-            match varint::take(&mut rest)? {
-                LINKS if !is_links_over => node.links.push(decode_link(bytes, take_bytes(&mut rest)?)?),
-                DATA if node.data.is_none() => {
-                    node.data = Some(bytes.slice_ref(take_bytes(&mut rest)?));
-                    is_links_over = !node.links.is_empty();
-                }
-                key => return Err(DagPbError::Field { key }),
-            }
-        }
-        Ok(node)
+        let mut links = Vec::new();
+        let data = split(bytes, &mut |_, link| {
+            let cid = decode_cid(link.cid).ok_or(DagPbError::Hash)?;
+            links.push(Link { cid, name: bytes.slice_ref(link.name), tsize: link.tsize });
+            Ok(())
+        })?;
+        Ok(Node { links, data })
     }
 }
 
 /// Appends one link.
 pub(crate) fn put_link(out: &mut Vec<u8>, cid: &Cid, name: &[u8], tsize: u64) {
-    let cid_bytes = cid.to_bytes();
     varint::put(out, LINKS);
     varint::put(out, link_body_len(cid, name.len(), tsize) as u64);
     varint::put(out, HASH);
-    varint::put(out, cid_bytes.len() as u64);
-    out.extend_from_slice(&cid_bytes);
+    varint::put(out, cid.encoded_len() as u64);
+    put_cid(out, cid);
     varint::put(out, NAME);
     varint::put(out, name.len() as u64);
     out.extend_from_slice(name);
     varint::put(out, TSIZE);
     varint::put(out, tsize);
+}
+
+fn put_cid(out: &mut Vec<u8>, cid: &Cid) {
+    if cid.write_bytes(&mut *out).is_err() {
+        // Writing into memory has no way to fail.
+        out.extend_from_slice(&cid.to_bytes());
+    }
 }
 
 /// Appends the data of a node.
@@ -173,24 +169,70 @@ fn take_bytes<'a>(rest: &mut &'a [u8]) -> Result<&'a [u8], DagPbError> {
     Ok(head)
 }
 
-fn decode_link(block: &Bytes, mut rest: &[u8]) -> Result<Link, DagPbError> {
-    if varint::take(&mut rest)? != HASH {
-        return Err(DagPbError::Hash);
+/// A link as it is in its block. Its CID has not been looked at.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RawLink<'a> {
+    pub(crate) cid: &'a [u8],
+    pub(crate) name: &'a [u8],
+    pub(crate) tsize: u64,
+}
+
+impl<'a> RawLink<'a> {
+    /// The link at the place in a block that [`split`] told.
+    pub(crate) fn at(block: &'a [u8], place: usize) -> Result<RawLink<'a>, DagPbError> {
+        let mut rest = block.get(place..).unwrap_or_default();
+        RawLink::decode(take_bytes(&mut rest)?)
     }
-    let cid = decode_cid(take_bytes(&mut rest)?).ok_or(DagPbError::Hash)?;
-    let mut link = Link { cid, name: Bytes::new(), tsize: 0 };
-    let mut last = HASH;
-    while !rest.is_empty() {
-        let key = varint::take(&mut rest)?;
-        // Fields come in the order of their numbers, each at most once.
-        match key {
-            NAME if last < NAME => link.name = block.slice_ref(take_bytes(&mut rest)?),
-            TSIZE if last < TSIZE => link.tsize = varint::take(&mut rest)?,
-            _ => return Err(DagPbError::Field { key }),
+
+    fn decode(mut rest: &'a [u8]) -> Result<RawLink<'a>, DagPbError> {
+        if varint::take(&mut rest)? != HASH {
+            return Err(DagPbError::Hash);
         }
-        last = key;
+        let mut link = RawLink { cid: take_bytes(&mut rest)?, name: b"", tsize: 0 };
+        let mut last = HASH;
+        while !rest.is_empty() {
+            let key = varint::take(&mut rest)?;
+            // Fields come in the order of their numbers, each at most once.
+            match key {
+                NAME if last < NAME => link.name = take_bytes(&mut rest)?,
+                TSIZE if last < TSIZE => link.tsize = varint::take(&mut rest)?,
+                _ => return Err(DagPbError::Field { key }),
+            }
+            last = key;
+        }
+        Ok(link)
     }
-    Ok(link)
+}
+
+/// Takes a node apart: hands every link and its place in the block to `each`, and answers the data.
+///
+/// # Errors
+/// [`DagPbError`]: the bytes are not a node in a form we accept; or what `each` says.
+pub(crate) fn split<'a>(
+    block: &'a Bytes,
+    each: &mut dyn FnMut(u32, RawLink<'a>) -> Result<(), DagPbError>,
+) -> Result<Option<Bytes>, DagPbError> {
+    let len = block.len();
+    if len > BLOCK_BYTES_MAX {
+        return Err(DagPbError::TooLong { len });
+    }
+    let (mut has_links, mut is_links_over, mut data) = (false, false, None);
+    let mut rest: &[u8] = block;
+    while !rest.is_empty() {
+        match varint::take(&mut rest)? {
+            LINKS if !is_links_over => {
+                has_links = true;
+                let place = u32::try_from(len - rest.len()).map_err(|_| DagPbError::TooLong { len })?;
+                each(place, RawLink::decode(take_bytes(&mut rest)?)?)?;
+            }
+            DATA if data.is_none() => {
+                data = Some(block.slice_ref(take_bytes(&mut rest)?));
+                is_links_over = has_links;
+            }
+            key => return Err(DagPbError::Field { key }),
+        }
+    }
+    Ok(data)
 }
 
 /// Reads a CID that fills `bytes` exactly.

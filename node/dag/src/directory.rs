@@ -4,8 +4,7 @@
 //! * the root's CID depends on the set of entries and the profile alone, not on the order in which they came or on what was there
 //!   before: [`update_dir`] gives what [`build_dir`] of the resulting set gives;
 //! * a directory becomes a HAMT by the size of its block *without* POSIX rows, and sizes in links count blocks without rows,
-//!   so that a volume's tree has the shape of the plain tree of the same content;
-//! * a decoded node holds no name that a file system must not see, and no name twice.
+//!   so that a volume's tree has the shape of the plain tree of the same content.
 
 use std::collections::BTreeMap;
 
@@ -13,12 +12,13 @@ use bytes::Bytes;
 use cid::Cid;
 
 use crate::block::{BLOCK_BYTES_MAX, BlockSink, BlockSource, Codec};
-use crate::dagpb::{self, Link};
+use crate::dagpb;
+use crate::dir_node::{DirNode, Slot, is_name};
 use crate::errors::{Damaged, Malformed, ReadError, WriteError};
 use crate::hamt::{Load, MemShard, name_hash, slot_index};
-use crate::posix::{Row, decode_rows, encode_rows};
+use crate::posix::{Row, encode_rows};
 use crate::profile::{HAMT_BYTES, HAMT_FANOUT, HamtRule, Profile};
-use crate::unixfs::{self, Data, HAMT_MURMUR3, NodeType};
+use crate::unixfs::{Data, HAMT_MURMUR3, NodeType};
 
 /// One name in a directory.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -40,138 +40,6 @@ pub struct DirRoot {
     pub cid: Cid,
     /// The bytes of its block without POSIX rows, and of all below it.
     pub tsize: u64,
-}
-
-/// A decoded directory block.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum DirNode {
-    /// A whole directory: name hashes and entries, sorted by hash, then name.
-    Basic(Vec<(u64, Entry)>),
-    /// A part of one.
-    Shard(ShardNode),
-}
-
-/// A decoded HAMT shard.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct ShardNode {
-    /// The number of slots: a power of two, 8 to 1024.
-    pub fanout: u64,
-    /// The slots that are taken, by index, ascending.
-    pub slots: Vec<(u16, Slot)>,
-}
-
-/// What is in a slot of a shard.
-// Most slots are entries, so boxing them would save nothing.
-#[derive(Clone, PartialEq, Eq, Debug)]
-#[allow(clippy::large_enum_variant)]
-pub enum Slot {
-    /// An entry.
-    Entry(Entry),
-    /// A shard with all entries whose hashes lead here.
-    Child(DirRoot),
-}
-
-impl ShardNode {
-    /// How many bits of the hash a level takes.
-    #[must_use]
-    pub fn bits(&self) -> u32 {
-        self.fanout.trailing_zeros()
-    }
-
-    /// What is in the slot of this index.
-    #[must_use]
-    pub fn slot(&self, index: u16) -> Option<&Slot> {
-        let place = self.slots.binary_search_by_key(&index, |(index, _)| *index).ok()?;
-        self.slots.get(place).map(|(_, slot)| slot)
-    }
-}
-
-impl DirNode {
-    /// Reads and validates a directory block.
-    ///
-    /// # Errors
-    /// [`Malformed`]: not a directory, or one that breaks a rule.
-    pub fn decode(bytes: &Bytes) -> Result<DirNode, Malformed> {
-        let (links, message) = unixfs::decode_node(bytes)?;
-        match message.node_type() {
-            Some(NodeType::Directory) => decode_basic(&links, &message),
-            Some(NodeType::HamtShard) => decode_shard(&links, &message),
-            _ => Err(message.unwanted("directory")),
-        }
-    }
-}
-
-/// Whether a directory may hold this name.
-#[must_use]
-pub fn is_name(name: &[u8]) -> bool {
-    !matches!(name, b"" | b"." | b"..") && !name.iter().any(|byte| matches!(byte, 0 | b'/'))
-}
-
-fn rows_of(message: &Data, n: usize) -> Result<Vec<Option<Row>>, Malformed> {
-    match &message.posix {
-        Some(table) => Ok(decode_rows(table, n)?),
-        None => Ok(vec![None; n]),
-    }
-}
-
-fn entry_of(link: &Link, name: &[u8], row: Option<Row>) -> Result<Entry, Malformed> {
-    if !is_name(name) {
-        return Err(Malformed::Name);
-    }
-    Ok(Entry { name: name.to_vec(), cid: link.cid, tsize: link.tsize, row })
-}
-
-fn decode_basic(links: &[Link], message: &Data) -> Result<DirNode, Malformed> {
-    let rows = rows_of(message, links.len())?;
-    let mut entries = Vec::with_capacity(links.len());
-    for (link, row) in links.iter().zip(rows) {
-        entries.push((name_hash(&link.name), entry_of(link, &link.name, row)?));
-    }
-    entries.sort_by(|(a_hash, a), (b_hash, b)| a_hash.cmp(b_hash).then_with(|| a.name.cmp(&b.name)));
-    if entries.windows(2).any(|pair| matches!(pair, [(_, a), (_, b)] if a.name == b.name)) {
-        return Err(Malformed::Duplicate);
-    }
-    Ok(DirNode::Basic(entries))
-}
-
-fn decode_shard(links: &[Link], message: &Data) -> Result<DirNode, Malformed> {
-    let fanout = message.fanout.unwrap_or_default();
-    if !fanout.is_power_of_two() || !(8..=1024).contains(&fanout) {
-        return Err(Malformed::Fanout(fanout));
-    }
-    if message.hash_type != Some(HAMT_MURMUR3) {
-        return Err(Malformed::Shard);
-    }
-    let bits = message.data.clone().unwrap_or_default();
-    let taken = slots_taken(&bits, fanout)?;
-    let width = format!("{:X}", fanout - 1).len();
-    if taken.len() != links.len() {
-        return Err(Malformed::Shard);
-    }
-    let n_entries = links.iter().filter(|link| link.name.len() > width).count();
-    let mut rows = rows_of(message, n_entries)?.into_iter();
-    let mut slots = Vec::with_capacity(links.len());
-    for (index, link) in taken.into_iter().zip(links) {
-        let name = link.name.strip_prefix(format!("{index:0width$X}").as_bytes()).ok_or(Malformed::Shard)?;
-        let slot = if name.is_empty() {
-            Slot::Child(DirRoot { cid: link.cid, tsize: link.tsize })
-        } else {
-            Slot::Entry(entry_of(link, name, rows.next().flatten())?)
-        };
-        slots.push((index, slot));
-    }
-    Ok(DirNode::Shard(ShardNode { fanout, slots }))
-}
-
-/// The indices of the bits that are set in a big-endian bit field of at most `fanout` bits, ascending.
-fn slots_taken(bits: &[u8], fanout: u64) -> Result<Vec<u16>, Malformed> {
-    if bits.len() as u64 > fanout / 8 {
-        return Err(Malformed::Shard);
-    }
-    let taken = bits.iter().rev().zip(0u16..).flat_map(|(byte, place)| {
-        (0..8u16).filter(move |bit| byte >> bit & 1 == 1).map(move |bit| place * 8 + bit)
-    });
-    Ok(taken.collect())
 }
 
 /// How a directory's size is measured, entry by entry.
@@ -312,8 +180,8 @@ pub fn update_dir(
         (Some(root), Some(node @ DirNode::Shard(_))) => {
             update_hamt(&load, sink, root, node, changes, profile)
         }
-        (_, Some(DirNode::Basic(entries))) => {
-            let entries = entries.into_iter().map(|(_, entry)| (entry.name.clone(), entry)).collect();
+        (_, Some(DirNode::Basic(node))) => {
+            let entries = node.entries().map(|(_, entry)| (entry.name.clone(), entry)).collect();
             rebuild(entries, sink, changes, profile)
         }
         _ => rebuild(BTreeMap::new(), sink, changes, profile),
@@ -360,7 +228,7 @@ fn update_hamt(
 ) -> Result<DirRoot, WriteError> {
     let measure = Measure(profile.hamt_rule());
     let DirNode::Shard(shard_node) = &node else { return rebuild(BTreeMap::new(), sink, changes, profile) };
-    if shard_node.fanout != HAMT_FANOUT {
+    if shard_node.fanout() != HAMT_FANOUT {
         // Made by somebody else with another fan-out: it becomes one of ours.
         let nodes = crate::list::LoadNodes(load);
         let entries = crate::list::list_after(&nodes, root, None, usize::MAX)?;
@@ -368,7 +236,7 @@ fn update_hamt(
         return rebuild(entries, sink, changes, profile);
     }
     let tsize = dir_tsize(&node);
-    let mut shard = MemShard::of_node(DirRoot { cid: *root, tsize }, node, 0)?;
+    let mut shard = MemShard::of_node(DirRoot { cid: *root, tsize }, &node, 0)?;
     let (mut grown, mut shrunk) = (0usize, 0usize);
     // In the order of the shards: each is written when it is done, so that only one of them is in memory at a time.
     let mut in_order: Vec<(&Vec<u8>, &Option<Entry>)> = changes.iter().collect();
@@ -408,22 +276,23 @@ fn dir_tsize(node: &DirNode) -> u64 {
         below = below.saturating_add(tsize);
     };
     let message = match node {
-        DirNode::Basic(entries) => {
-            entries.iter().for_each(|(_, entry)| add(&entry.cid, entry.name.len(), entry.tsize));
+        DirNode::Basic(node) => {
+            node.entries().for_each(|(_, entry)| add(&entry.cid, entry.name.len(), entry.tsize));
             Data::of(NodeType::Directory)
         }
         DirNode::Shard(shard) => {
-            for (_, slot) in &shard.slots {
+            let mut highest = 0;
+            for (index, slot) in shard.slots() {
+                highest = usize::from(index) / 8 + 1;
                 match slot {
                     Slot::Entry(entry) => add(&entry.cid, 2 + entry.name.len(), entry.tsize),
                     Slot::Child(child) => add(&child.cid, 2, child.tsize),
                 }
             }
-            let highest = shard.slots.last().map_or(0, |(index, _)| usize::from(*index) / 8 + 1);
             Data {
                 data: Some(Bytes::from(vec![0; highest])),
                 hash_type: Some(HAMT_MURMUR3),
-                fanout: Some(shard.fanout),
+                fanout: Some(shard.fanout()),
                 ..Data::of(NodeType::HamtShard)
             }
         }

@@ -15,7 +15,8 @@ use sha2::{Digest, Sha256};
 
 use crate::block::BlockSink;
 use crate::dagpb;
-use crate::directory::{DirNode, DirRoot, Entry, Measure, Slot};
+use crate::dir_node::{DirNode, Slot};
+use crate::directory::{DirRoot, Entry, Measure};
 use crate::errors::{Malformed, ReadError, WriteError};
 use crate::posix::{Row, encode_rows};
 use crate::profile::{HAMT_BYTES, HAMT_FANOUT, Profile};
@@ -85,31 +86,30 @@ pub(crate) struct MemShard {
     stored: Option<DirRoot>,
 }
 
-// Most slots are entries, so boxing them would save nothing.
-#[allow(clippy::large_enum_variant)]
+/// Small, because a change of one slot moves others.
 enum MemSlot {
-    Entry(Entry),
-    Stored(DirRoot),
+    Entry(Box<Entry>),
+    Stored(Box<DirRoot>),
     Shard(Box<MemShard>),
 }
 
 impl MemShard {
     /// A shard as it is stored at `depth`.
-    pub(crate) fn of_node(root: DirRoot, node: DirNode, depth: usize) -> Result<MemShard, ReadError> {
+    pub(crate) fn of_node(root: DirRoot, node: &DirNode, depth: usize) -> Result<MemShard, ReadError> {
         let DirNode::Shard(shard) = node else {
             return Err(ReadError::damaged(&root.cid, Malformed::Shard));
         };
-        if shard.fanout != HAMT_FANOUT {
-            return Err(ReadError::damaged(&root.cid, Malformed::Fanout(shard.fanout)));
+        if shard.fanout() != HAMT_FANOUT {
+            return Err(ReadError::damaged(&root.cid, Malformed::Fanout(shard.fanout())));
         }
         let mut slots = BTreeMap::new();
-        for (index, slot) in shard.slots {
+        for (index, slot) in shard.slots() {
             let slot = match slot {
                 Slot::Entry(entry) if slot_index(&entry.name, depth) != Some(index) => {
                     return Err(ReadError::damaged(&root.cid, Malformed::Misplaced));
                 }
-                Slot::Entry(entry) => MemSlot::Entry(entry),
-                Slot::Child(child) => MemSlot::Stored(child),
+                Slot::Entry(entry) => MemSlot::Entry(Box::new(entry)),
+                Slot::Child(child) => MemSlot::Stored(Box::new(child)),
             };
             slots.insert(index, slot);
         }
@@ -120,7 +120,7 @@ impl MemShard {
         if depth >= SHARD_DEPTH_MAX {
             return Err(ReadError::damaged(&root.cid, Malformed::TooDeep).into());
         }
-        Ok(MemShard::of_node(root, load(&root.cid)?, depth)?)
+        Ok(MemShard::of_node(root, &load(&root.cid)?, depth)?)
     }
 
     /// Puts an entry in and returns the one of that name that was there.
@@ -132,22 +132,22 @@ impl MemShard {
     ) -> Result<Option<Entry>, WriteError> {
         let index = slot_index(&entry.name, depth).ok_or(WriteError::TooDeep)?;
         let (slot, before) = match self.slots.remove(&index) {
-            None => (MemSlot::Entry(entry), None),
+            None => (MemSlot::Entry(Box::new(entry)), None),
             Some(MemSlot::Entry(before)) if before.name == entry.name => {
-                if before == entry {
+                if *before == entry {
                     self.slots.insert(index, MemSlot::Entry(before));
                     return Ok(Some(entry));
                 }
-                (MemSlot::Entry(entry), Some(before))
+                (MemSlot::Entry(Box::new(entry)), Some(*before))
             }
             Some(MemSlot::Entry(other)) => {
                 let mut child = MemShard::default();
-                child.set(load, depth + 1, other)?;
+                child.set(load, depth + 1, *other)?;
                 child.set(load, depth + 1, entry)?;
                 (MemSlot::Shard(Box::new(child)), None)
             }
             Some(MemSlot::Stored(root)) => {
-                let mut child = MemShard::load(load, root, depth + 1)?;
+                let mut child = MemShard::load(load, *root, depth + 1)?;
                 let before = child.set(load, depth + 1, entry)?;
                 (MemSlot::Shard(Box::new(child)), before)
             }
@@ -175,13 +175,13 @@ impl MemShard {
             None => return Ok(None),
             Some(MemSlot::Entry(entry)) if entry.name == name => {
                 self.stored = None;
-                return Ok(Some(entry));
+                return Ok(Some(*entry));
             }
             Some(other @ MemSlot::Entry(_)) => {
                 self.slots.insert(index, other);
                 return Ok(None);
             }
-            Some(MemSlot::Stored(root)) => Box::new(MemShard::load(load, root, depth + 1)?),
+            Some(MemSlot::Stored(root)) => Box::new(MemShard::load(load, *root, depth + 1)?),
             Some(MemSlot::Shard(child)) => child,
         };
         let removed = child.remove(load, depth + 1, name)?;
@@ -190,7 +190,7 @@ impl MemShard {
         }
         match child.into_only_entry() {
             Ok(Some(entry)) => {
-                self.slots.insert(index, MemSlot::Entry(entry));
+                self.slots.insert(index, MemSlot::Entry(Box::new(entry)));
             }
             Ok(None) => {}
             Err(child) => {
@@ -209,7 +209,7 @@ impl MemShard {
             return Err(self);
         }
         Ok(match self.slots.pop_first() {
-            Some((_, MemSlot::Entry(entry))) => Some(entry),
+            Some((_, MemSlot::Entry(entry))) => Some(*entry),
             _ => None,
         })
     }
@@ -245,7 +245,7 @@ impl MemShard {
                 MemSlot::Entry(entry) => each(entry),
                 MemSlot::Shard(child) => child.collect(load, depth + 1, each)?,
                 MemSlot::Stored(root) => {
-                    MemShard::load(load, *root, depth + 1)?.collect(load, depth + 1, each)?
+                    MemShard::load(load, **root, depth + 1)?.collect(load, depth + 1, each)?
                 }
             };
             if !goes_on {
@@ -264,7 +264,7 @@ impl MemShard {
     ) -> Result<(), WriteError> {
         if let Some(MemSlot::Shard(child)) = self.slots.get(&index) {
             let root = child.write(profile, sink)?;
-            self.slots.insert(index, MemSlot::Stored(root));
+            self.slots.insert(index, MemSlot::Stored(Box::new(root)));
         }
         Ok(())
     }
@@ -275,7 +275,7 @@ impl MemShard {
             return Ok(stored);
         }
         let mut bits = [0u8; 32];
-        let mut links = Vec::new();
+        let (mut links, mut name) = (Vec::new(), Vec::new());
         let mut rows: Vec<Option<&Row>> = Vec::new();
         let mut below = 0u64;
         for (index, slot) in &self.slots {
@@ -286,10 +286,12 @@ impl MemShard {
                     rows.push(entry.row.as_ref());
                     (DirRoot { cid: entry.cid, tsize: entry.tsize }, &entry.name)
                 }
-                MemSlot::Stored(root) => (*root, b""),
+                MemSlot::Stored(root) => (**root, b""),
                 MemSlot::Shard(child) => (child.write(profile, sink)?, b""),
             };
-            let name = [format!("{index:02X}").as_bytes(), suffix].concat();
+            name.clear();
+            name.extend([index >> 4 & 0xf, index & 0xf].map(|digit| b"0123456789ABCDEF"[usize::from(digit)]));
+            name.extend_from_slice(suffix);
             dagpb::put_link(&mut links, &target.cid, &name, target.tsize);
             below = below.saturating_add(target.tsize);
         }

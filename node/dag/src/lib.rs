@@ -29,6 +29,8 @@ pub mod read;
 
 pub mod posix;
 
+pub mod dir_node;
+
 pub mod hamt;
 
 pub mod directory;

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use cid::Cid;
 
-use crate::directory::{DirNode, Entry, ShardNode, Slot};
+use crate::dir_node::{BasicNode, DirNode, ShardNode, Slot};
+use crate::directory::Entry;
 use crate::errors::{Damaged, Malformed, ReadError};
 use crate::hamt::{Load, SHARD_DEPTH_MAX, name_hash, slot_index};
 use crate::profile::HAMT_FANOUT;
@@ -77,17 +78,14 @@ pub fn lookup<S: NodeSource + ?Sized>(nodes: &S, root: &Cid, name: &[u8]) -> Res
     for depth in 0..SHARD_DEPTH_MAX {
         let node = nodes.node(&cid)?;
         let shard = match &*node {
-            DirNode::Basic(entries) if depth == 0 => {
-                let place = entries.partition_point(|(h, e)| (*h, e.name.as_slice()) < (hash, name));
-                return Ok(entries.get(place).filter(|(_, e)| e.name == name).map(|(_, e)| e.clone()));
-            }
-            DirNode::Shard(shard) if fanout.is_none_or(|fanout| fanout == shard.fanout) => shard,
+            DirNode::Basic(node) if depth == 0 => return Ok(node.find(hash, name)),
+            DirNode::Shard(shard) if fanout.is_none_or(|fanout| fanout == shard.fanout()) => shard,
             _ => return Err(damaged(&cid, Malformed::Shard).into()),
         };
-        fanout = Some(shard.fanout);
+        fanout = Some(shard.fanout());
         let index = index_at(name, hash, shard, depth).ok_or(damaged(&cid, Malformed::TooDeep))?;
         match shard.slot(index) {
-            Some(Slot::Entry(entry)) if entry.name == name => return Ok(Some(entry.clone())),
+            Some(Slot::Entry(entry)) if entry.name == name => return Ok(Some(entry)),
             Some(Slot::Child(child)) => cid = child.cid,
             _ => return Ok(None),
         }
@@ -97,23 +95,142 @@ pub fn lookup<S: NodeSource + ?Sized>(nodes: &S, root: &Cid, name: &[u8]) -> Res
 
 /// The slot of a name in a shard of any fan-out; `None` deeper than its hash reaches.
 fn index_at(name: &[u8], hash: u64, shard: &ShardNode, depth: usize) -> Option<u16> {
-    if shard.fanout == HAMT_FANOUT {
+    if shard.fanout() == HAMT_FANOUT {
         return slot_index(name, depth);
     }
     let above = shard.bits() * u32::try_from(depth).ok()?;
     let shift = 64u32.checked_sub(above + shard.bits())?;
-    u16::try_from(hash >> shift & (shard.fanout - 1)).ok()
+    u16::try_from(hash >> shift & (shard.fanout() - 1)).ok()
 }
 
 /// A shard on the way down.
+#[derive(Debug)]
 struct Frame {
     cid: Cid,
     node: Arc<DirNode>,
-    /// The next of its slots.
+    /// The place of the next of its slots.
     next: usize,
     /// How many bits of the hash are decided above it, and which.
     above: u32,
     prefix: u64,
+}
+
+/// A listing under way. What it has found stays when a node is missing: it goes on from there when it is run again.
+#[derive(Debug)]
+pub struct Listing {
+    root: Cid,
+    after: Option<Position>,
+    has_begun: bool,
+    fanout: u64,
+    stack: Vec<Frame>,
+    found: Vec<(u64, Entry)>,
+}
+
+impl Listing {
+    /// A listing of the directory `root`: of the entries after a position, or of all.
+    #[must_use]
+    pub fn new(root: &Cid, after: Option<Position>) -> Listing {
+        Listing { root: *root, after, has_begun: false, fanout: 0, stack: Vec::new(), found: Vec::new() }
+    }
+
+    /// Goes on until `max` entries were found, or the directory ends. Every call is given the same `max`.
+    ///
+    /// # Errors
+    /// Those of `nodes`, and [`Damaged`] where shards do not fit together.
+    pub fn run<S: NodeSource + ?Sized>(&mut self, nodes: &S, max: usize) -> Result<(), S::Error> {
+        if !self.has_begun {
+            let node = nodes.node(&self.root)?;
+            match &*node {
+                DirNode::Basic(node) => self.list_basic(node, max),
+                DirNode::Shard(shard) => {
+                    self.fanout = shard.fanout();
+                    self.enter(self.root, Arc::clone(&node), 0, 0);
+                }
+            }
+            self.has_begun = true;
+        }
+        while self.found.len() < max && !self.stack.is_empty() {
+            self.step(nodes, max)?;
+        }
+        Ok(())
+    }
+
+    /// What was found, with the hashes of the names, in order.
+    #[must_use]
+    pub fn found(self) -> Vec<(u64, Entry)> {
+        self.found
+    }
+
+    fn is_after(&self, hash: u64, name: &[u8]) -> bool {
+        self.after.as_ref().is_none_or(|after| after.is_before(hash, name))
+    }
+
+    fn list_basic(&mut self, node: &BasicNode, max: usize) {
+        let after = self.after.as_ref();
+        let start = after.map_or(0, |after| node.place_of(after.hash, &after.name));
+        let entries = (start..node.len()).filter_map(|place| node.entry(place));
+        let is_after = |hash, name: &[u8]| after.is_none_or(|after| after.is_before(hash, name));
+        self.found.extend(entries.filter(|(hash, entry)| is_after(*hash, &entry.name)).take(max));
+    }
+
+    /// Goes down into a shard, to the first slot that can hold what is looked for.
+    fn enter(&mut self, cid: Cid, node: Arc<DirNode>, above: u32, prefix: u64) {
+        let next = match (&*node, &self.after) {
+            (DirNode::Shard(shard), Some(after)) if after.hash > prefix => {
+                let below = 64u32.saturating_sub(above + shard.bits());
+                let index = after.hash >> below & (shard.fanout() - 1);
+                shard.place_of(u16::try_from(index).unwrap_or(u16::MAX))
+            }
+            _ => 0,
+        };
+        self.stack.push(Frame { cid, node, next, above, prefix });
+    }
+
+    /// Looks at one slot. Nothing has changed when a node is missing.
+    fn step<S: NodeSource + ?Sized>(&mut self, nodes: &S, max: usize) -> Result<(), S::Error> {
+        let Some(frame) = self.stack.last() else { return Ok(()) };
+        let (cid, above) = (frame.cid, frame.above);
+        let DirNode::Shard(shard) = &*frame.node else {
+            return Err(damaged(&cid, Malformed::Shard).into());
+        };
+        let is_sound = shard.fanout() == self.fanout && (above == 0 || !shard.is_empty());
+        let below = 64u32.checked_sub(above + shard.bits()).filter(|_| is_sound);
+        let below = below.ok_or(damaged(&cid, Malformed::Shard))?;
+        let above = above + shard.bits();
+        let Some((index, slot)) = shard.at(frame.next) else {
+            self.stack.pop();
+            return Ok(());
+        };
+        let prefix = frame.prefix | u64::from(index) << below;
+        let last = prefix | 1u64.checked_shl(below).map_or(u64::MAX, |bit| bit - 1);
+        let child = match slot {
+            Slot::Entry(entry) => {
+                let hash = name_hash(&entry.name);
+                if !(prefix..=last).contains(&hash) {
+                    return Err(damaged(&cid, Malformed::Misplaced).into());
+                }
+                if self.is_after(hash, &entry.name) {
+                    self.found.push((hash, entry));
+                }
+                None
+            }
+            Slot::Child(child) if below == 0 => {
+                let mut group = collided(nodes, &child.cid, prefix)?;
+                group.retain(|entry| self.is_after(prefix, &entry.name));
+                let room = max - self.found.len();
+                self.found.extend(group.into_iter().take(room).map(|entry| (prefix, entry)));
+                None
+            }
+            Slot::Child(child) => Some((child.cid, nodes.node(&child.cid)?)),
+        };
+        if let Some(frame) = self.stack.last_mut() {
+            frame.next += 1;
+        }
+        if let Some((cid, node)) = child {
+            self.enter(cid, node, above, prefix);
+        }
+        Ok(())
+    }
 }
 
 /// At most `max` entries of the directory `root` with the hashes of their names: those after a position, or the first ones.
@@ -126,58 +243,9 @@ pub fn list_after<S: NodeSource + ?Sized>(
     after: Option<&Position>,
     max: usize,
 ) -> Result<Vec<(u64, Entry)>, S::Error> {
-    let is_after = |hash: u64, name: &[u8]| after.is_none_or(|after| after.is_before(hash, name));
-    let node = nodes.node(root)?;
-    let mut out = Vec::new();
-    let fanout = match &*node {
-        DirNode::Basic(entries) => {
-            let start = entries.partition_point(|(hash, entry)| !is_after(*hash, &entry.name));
-            out.extend(entries.iter().skip(start).take(max).cloned());
-            return Ok(out);
-        }
-        DirNode::Shard(shard) => shard.fanout,
-    };
-    let mut stack = vec![Frame { cid: *root, node, next: 0, above: 0, prefix: 0 }];
-    while let Some(frame) = stack.last_mut().filter(|_| out.len() < max) {
-        let DirNode::Shard(shard) = &*frame.node else {
-            return Err(damaged(&frame.cid, Malformed::Shard).into());
-        };
-        let is_sound = shard.fanout == fanout && (frame.above == 0 || !shard.slots.is_empty());
-        let below = 64u32.checked_sub(frame.above + shard.bits()).filter(|_| is_sound);
-        let below = below.ok_or(damaged(&frame.cid, Malformed::Shard))?;
-        let Some((index, slot)) = shard.slots.get(frame.next) else {
-            stack.pop();
-            continue;
-        };
-        frame.next += 1;
-        let prefix = frame.prefix | u64::from(*index) << below;
-        let last = prefix | 1u64.checked_shl(below).map_or(u64::MAX, |bit| bit - 1);
-        if after.is_some_and(|after| last < after.hash) {
-            continue;
-        }
-        match slot {
-            Slot::Entry(entry) => {
-                let hash = name_hash(&entry.name);
-                if !(prefix..=last).contains(&hash) {
-                    return Err(damaged(&frame.cid, Malformed::Misplaced).into());
-                }
-                if is_after(hash, &entry.name) {
-                    out.push((hash, entry.clone()));
-                }
-            }
-            Slot::Child(child) if below == 0 => {
-                let mut group = collided(nodes, &child.cid, prefix)?;
-                group.retain(|entry| is_after(prefix, &entry.name));
-                out.extend(group.into_iter().take(max - out.len()).map(|entry| (prefix, entry)));
-            }
-            Slot::Child(child) => {
-                let above = frame.above + shard.bits();
-                let (cid, node) = (child.cid, nodes.node(&child.cid)?);
-                stack.push(Frame { cid, node, next: 0, above, prefix });
-            }
-        }
-    }
-    Ok(out)
+    let mut listing = Listing::new(root, after.cloned());
+    listing.run(nodes, max)?;
+    Ok(listing.found())
 }
 
 /// All entries of a subtree whose names have the same hash, sorted by name.
@@ -187,14 +255,14 @@ fn collided<S: NodeSource + ?Sized>(nodes: &S, root: &Cid, hash: u64) -> Result<
     while let Some((cid, path)) = stack.pop() {
         let node = nodes.node(&cid)?;
         let DirNode::Shard(shard) = &*node else { return Err(damaged(&cid, Malformed::Shard).into()) };
-        if shard.fanout != HAMT_FANOUT || shard.slots.is_empty() {
+        if shard.fanout() != HAMT_FANOUT || shard.is_empty() {
             return Err(damaged(&cid, Malformed::Shard).into());
         }
         if path.len() + 8 >= SHARD_DEPTH_MAX {
             return Err(damaged(&cid, Malformed::TooDeep).into());
         }
-        for (index, slot) in &shard.slots {
-            let path: Vec<u16> = path.iter().copied().chain([*index]).collect();
+        for (index, slot) in shard.slots() {
+            let path: Vec<u16> = path.iter().copied().chain([index]).collect();
             match slot {
                 Slot::Child(child) => stack.push((child.cid, path)),
                 Slot::Entry(entry) => {
@@ -203,7 +271,7 @@ fn collided<S: NodeSource + ?Sized>(nodes: &S, root: &Cid, hash: u64) -> Result<
                     if name_hash(&entry.name) != hash || !is_here {
                         return Err(damaged(&cid, Malformed::Misplaced).into());
                     }
-                    entries.push(entry.clone());
+                    entries.push(entry);
                 }
             }
         }

@@ -4,7 +4,8 @@ use bytes::Bytes;
 use cid::Cid;
 
 use crate::block::{BlockSource, Codec};
-use crate::directory::{DirNode, Entry};
+use crate::dir_node::DirNode;
+use crate::directory::Entry;
 use crate::errors::{Malformed, ReadError};
 use crate::file::FileNode;
 use crate::list::lookup;

@@ -83,7 +83,7 @@ pub struct Row {
     /// Extended attributes that are short enough to be here; see [`Row::spill`].
     pub xattrs: Xattrs,
     /// The raw block that holds the extended attributes that `xattrs` does not, see [`decode_xattrs`].
-    pub xattrs_block: Option<Cid>,
+    pub xattrs_block: Option<Box<Cid>>,
 }
 
 /// Why rows cannot be written or read.
@@ -123,7 +123,7 @@ impl Row {
             return Ok(None);
         }
         let block = Block::seal(Codec::Raw, Bytes::from(encoded));
-        self.xattrs_block = Some(*block.cid());
+        self.xattrs_block = Some(Box::new(*block.cid()));
         self.xattrs.clear();
         Ok(Some(block))
     }
@@ -417,7 +417,7 @@ fn take_row_xattrs(rest: &mut &[u8], row: &mut Row, version: u8) -> Result<(), R
     let mut n = varint::take(rest)?;
     let mut bytes_max = XATTRS_INLINE_BYTES_MAX;
     if n == 0 {
-        row.xattrs_block = Some(decode_cid(take_slice(rest)?).ok_or(RowError::Xattrs)?);
+        row.xattrs_block = Some(Box::new(decode_cid(take_slice(rest)?).ok_or(RowError::Xattrs)?));
         if version == VERSION {
             return Ok(());
         }

@@ -9,7 +9,8 @@ use bytes::{Bytes, BytesMut};
 use cid::Cid;
 
 use crate::block::{BLOCK_BYTES_MAX, BlockSource, Codec};
-use crate::directory::{DirNode, read_dir_node};
+use crate::dir_node::DirNode;
+use crate::directory::read_dir_node;
 use crate::errors::{Damaged, Malformed, ReadError};
 use crate::file::{FileNode, FileNodeSource, Located, locate};
 use crate::list::NodeSource;

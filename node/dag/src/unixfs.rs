@@ -80,6 +80,15 @@ impl Data {
         Data { kind: Some(kind as i32), ..Data::default() }
     }
 
+    /// Reads the message in the data of a node.
+    ///
+    /// # Errors
+    /// [`Malformed::Message`]: it is none, or has no type.
+    pub(crate) fn decode_message(data: Bytes) -> Result<Data, Malformed> {
+        let message = Data::decode(data).map_err(|_| Malformed::Message)?;
+        if message.kind.is_some() { Ok(message) } else { Err(Malformed::Message) }
+    }
+
     /// Writes the message.
     #[must_use]
     pub fn to_bytes(&self) -> Bytes {
@@ -122,10 +131,7 @@ pub fn decode(cid: &Cid, bytes: &Bytes) -> Result<(Vec<Link>, Data), Malformed> 
 /// [`Malformed`]: no node, or no message.
 pub fn decode_node(bytes: &Bytes) -> Result<(Vec<Link>, Data), Malformed> {
     let node = Node::decode(bytes)?;
-    let data = Data::decode(node.data.ok_or(Malformed::Message)?).map_err(|_| Malformed::Message)?;
-    if data.kind.is_none() {
-        return Err(Malformed::Message);
-    }
+    let data = Data::decode_message(node.data.ok_or(Malformed::Message)?)?;
     Ok((node.links, data))
 }
 

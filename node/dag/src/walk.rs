@@ -12,7 +12,8 @@ use thiserror::Error;
 use crate::block::{Codec, IDENTITY};
 use crate::cbor;
 use crate::dagpb::Node;
-use crate::directory::{DirNode, Slot};
+use crate::dir_node::{DirNode, Slot};
+use crate::directory::Entry;
 use crate::errors::{Damaged, Malformed};
 use crate::unixfs::{self, NodeType};
 
@@ -41,18 +42,17 @@ fn xattrs_blocks(bytes: &Bytes) -> Result<Vec<Cid>, Malformed> {
     if !has_rows {
         return Ok(Vec::new());
     }
-    let entries = match DirNode::decode(bytes)? {
-        DirNode::Basic(entries) => entries.into_iter().map(|(_, entry)| entry).collect(),
+    let entries: Vec<Entry> = match DirNode::decode(bytes)? {
+        DirNode::Basic(node) => node.entries().map(|(_, entry)| entry).collect(),
         DirNode::Shard(shard) => shard
-            .slots
-            .into_iter()
+            .slots()
             .filter_map(|(_, slot)| match slot {
                 Slot::Entry(entry) => Some(entry),
                 Slot::Child(_) => None,
             })
-            .collect::<Vec<_>>(),
+            .collect(),
     };
-    Ok(entries.into_iter().filter_map(|entry| entry.row?.xattrs_block).collect())
+    Ok(entries.into_iter().filter_map(|entry| entry.row?.xattrs_block.map(|cid| *cid)).collect())
 }
 
 /// How much a walk may take.

@@ -10,7 +10,8 @@ use cid::Cid;
 use proptest::prelude::{Strategy, any, prop, prop_assert, prop_assert_eq, proptest};
 use remora_dag::block::{Block, BlockSink, BlockSource, Codec, MemBlocks, VerifyError, check_cid, cid_of};
 use remora_dag::dagpb::{Link, Node};
-use remora_dag::directory::{DirNode, Entry, build_dir};
+use remora_dag::dir_node::DirNode;
+use remora_dag::directory::{Entry, build_dir};
 use remora_dag::errors::{Malformed, ReadError};
 use remora_dag::file::{FileBuilder, FileNode};
 use remora_dag::list::{list_after, lookup};
@@ -281,7 +282,7 @@ fn rows() -> impl Strategy<Value = Vec<Option<Row>>> {
                 nlink,
                 rdev,
                 xattrs: xattrs.into_iter().map(|(n, v)| (n, v.to_vec())).take(places.1).collect(),
-                xattrs_block: places.0.then(leaf),
+                xattrs_block: places.0.then(|| Box::new(leaf())),
             }
         },
     );

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use cid::Cid;
-use remora_dag::directory::{DirNode, Entry, Slot};
+use remora_dag::dir_node::DirNode;
 use remora_dag::errors::Damaged;
 use remora_dag::file::{FileLink, FileNode, FileNodeSource};
 use remora_dag::list::NodeSource;
@@ -95,10 +95,7 @@ impl Decoded {
     /// About how much memory it takes, made of a block of this length.
     fn bytes(&self, block_bytes: usize) -> usize {
         let parts = match self {
-            Decoded::Dir(node) => match &**node {
-                DirNode::Basic(entries) => entries.len() * size_of::<(u64, Entry)>(),
-                DirNode::Shard(shard) => shard.slots.len() * size_of::<(u16, Slot)>(),
-            },
+            Decoded::Dir(node) => node.table_bytes(),
             Decoded::File(node) => match &**node {
                 FileNode::Interior { links, .. } => links.len() * size_of::<FileLink>(),
                 FileNode::Leaf { .. } => 0,

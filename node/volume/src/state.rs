@@ -22,6 +22,7 @@ mod acl;
 mod apply_content;
 mod apply_names;
 mod load;
+mod pages;
 mod referred;
 
 use std::collections::{BTreeSet, VecDeque};
@@ -36,6 +37,7 @@ use crate::inode::Inode;
 use crate::nodes::Nodes;
 use crate::state::changes::Changes;
 use crate::state::handles::Handles;
+use crate::state::pages::Pages;
 use crate::state::rebase::Rebase;
 use crate::stop::Stop;
 use crate::tree::{Stats, Tree};
@@ -50,6 +52,8 @@ pub struct State {
     tree: Tree,
     table: FastMap<Ino, Box<Inode>>,
     nodes: Nodes,
+    /// Pages of listings that wait for a block.
+    pages: Pages,
     handles: FastMap<Ino, Handles>,
     /// Inodes without names that have not been dropped.
     orphans: BTreeSet<Ino>,
@@ -84,6 +88,7 @@ impl State {
             tree_cid: *tree.to_block().cid(),
             table: FastMap::default(),
             nodes: Nodes::default(),
+            pages: Pages::default(),
             handles: FastMap::default(),
             orphans: BTreeSet::new(),
             gone: FastSet::default(),

@@ -269,7 +269,7 @@ fn decode_row(bytes: &[u8]) -> Option<Row> {
     let (ino, kind, mode, uid, gid) = (r.u64()?, r.u8()?, r.u16()?, r.u32()?, r.u32()?);
     let (size, mtime, ctime, btime) = (r.u64()?, r.i64()?, r.i64()?, r.i64()?);
     let (nlink, rdev) = (r.u32()?, r.u32()?);
-    let xattrs_block = if r.bool()? { Some(r.cid()?) } else { None };
+    let xattrs_block = if r.bool()? { Some(Box::new(r.cid()?)) } else { None };
     let mut xattrs = Vec::new();
     while !r.is_empty() {
         xattrs.push((r.bytes()?.to_vec(), r.bytes()?.to_vec()));

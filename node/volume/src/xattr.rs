@@ -53,8 +53,8 @@ impl Xattrs {
                 map.insert(name.as_slice().into(), value.as_slice().into());
             }
         }
-        Some(match row.xattrs_block {
-            Some(cid) => (Xattrs::Block(Box::new(cid)), data),
+        Some(match &row.xattrs_block {
+            Some(cid) => (Xattrs::Block(cid.clone()), data),
             None => (Xattrs::of(map), data),
         })
     }
@@ -75,14 +75,14 @@ impl Xattrs {
         let mut block = None;
         match self {
             Xattrs::Empty => {}
-            Xattrs::Block(cid) => row.xattrs_block = Some(**cid),
+            Xattrs::Block(cid) => row.xattrs_block = Some(cid.clone()),
             Xattrs::Known(map) => {
                 row.xattrs = map.iter().map(|(name, value)| (name.to_vec(), value.to_vec())).collect();
                 // The limits on single attributes were checked when they were set, so they can be encoded.
                 let encoded = encode_xattrs(&row.xattrs).unwrap_or_default();
                 if encoded.len() + data.as_ref().map_or(0, |_| DATA_BYTES_MAX) > XATTRS_INLINE_BYTES_MAX {
                     let spilled = Block::seal(Codec::Raw, Bytes::from(encoded));
-                    row.xattrs_block = Some(*spilled.cid());
+                    row.xattrs_block = Some(Box::new(*spilled.cid()));
                     row.xattrs.clear();
                     block = Some(spilled);
                 }

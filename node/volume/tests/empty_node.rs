@@ -86,7 +86,7 @@ fn blocks_of(source: &dyn BlockSource, tree: Cid) -> BTreeMap<Cid, Block> {
         let bytes = source.get(&cid).unwrap();
         todo.extend(links_of(&cid, &bytes).unwrap());
         if cid == tree {
-            todo.extend(Tree::decode(&cid, &bytes).unwrap().root_row.xattrs_block);
+            todo.extend(Tree::decode(&cid, &bytes).unwrap().root_row.xattrs_block.map(|cid| *cid));
         }
         let block = Block::seal(Codec::of(&cid).unwrap(), bytes);
         assert_eq!(*block.cid(), cid);

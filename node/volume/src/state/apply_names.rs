@@ -27,6 +27,13 @@ impl State {
         }
     }
 
+    /// Whether the operations since the base have made a name. Who planned one that makes it has looked into the base as
+    /// well; to look again would be a block of a large directory for every file that is replayed.
+    fn is_made(&self, parent: Ino, name: &[u8]) -> bool {
+        let overlay = self.table.get(&parent).and_then(|inode| inode.overlay());
+        overlay.and_then(|overlay| overlay.get(name_hash(name), name)).is_some_and(|slot| slot.ino().is_some())
+    }
+
     /// Lets a name lead to an inode, in a directory that is in the table.
     fn put_name(&mut self, seq: u64, place: Place<'_>, ino: Ino, replaces: bool, time: Timestamp) {
         let frozen = self.frozen;
@@ -68,7 +75,7 @@ impl State {
             return Err(Stop::Refused("not a make"));
         };
         self.check_parent(parent)?;
-        if ino < self.next_ino || self.find(parent, name)?.is_some() {
+        if ino < self.next_ino || self.is_made(parent, name) {
             return Err(Stop::Refused("a new inode or name that exists"));
         }
         let default = self.default_list(parent)?;
@@ -118,7 +125,7 @@ impl State {
         if attr.kind == Kind::Directory || attr.nlink == 0 || attr.nlink >= LINKS_MAX {
             return Err(Stop::Refused("a link to what cannot have one"));
         }
-        if self.find(place.0, place.1)?.is_some() {
+        if self.is_made(place.0, place.1) {
             return Err(Stop::Refused("a link under a name that exists"));
         }
         self.edit(ino, seq, |inode| {
@@ -175,7 +182,11 @@ impl State {
         };
         let (from, to) = ((from_parent, from_name), (to_parent, to_name));
         self.check_parent(to_parent)?;
-        if self.find(from_parent, from_name)? != Some(ino) || self.find(to_parent, to_name)? != replaced {
+        let is_as_said = match replaced {
+            Some(_) => self.find(to_parent, to_name)? == replaced,
+            None => !self.is_made(to_parent, to_name),
+        };
+        if self.find(from_parent, from_name)? != Some(ino) || !is_as_said {
             return Err(Stop::Refused("renamed names that lead elsewhere"));
         }
         if replaced == Some(ino) || exchange && replaced.is_none() {

@@ -1,14 +1,13 @@
 //! Questions about names: lookup, listing, parents, symlinks and extended attributes.
 
-use cid::Cid;
-use remora_dag::directory::Entry;
 use remora_dag::hamt::name_hash;
-use remora_dag::list::{Position, list_after, lookup};
+use remora_dag::list::lookup;
 use remora_vfs::attr::{Attr, DirEntry, Ino, Kind, ROOT_INO};
 use remora_vfs::errno::Errno;
 
-use crate::inode::Body;
+use crate::inode::{Body, Inode};
 use crate::state::State;
+use crate::state::pages::Page;
 use crate::stop::Stop;
 use crate::xattr::{XattrMap, Xattrs};
 
@@ -32,7 +31,7 @@ struct Named {
 }
 
 /// The cookie of a name: 63 bits of its hash, never 0.
-fn cookie_of(hash: u64) -> u64 {
+pub(super) fn cookie_of(hash: u64) -> u64 {
     (hash >> 1).max(1)
 }
 
@@ -127,11 +126,46 @@ impl State {
         }
         let base = inode.base.as_deref().map(|base| base.cid);
         let Some(from) = first_hash_after(cookie) else { return Ok((Vec::new(), None)) };
-        let (entries, mut upto) = match base {
-            Some(base) => self.base_page(&base, from, max)?,
-            None => (Vec::new(), None),
+        let Some(base) = base else {
+            return Ok(self.list_changed(ino, from, None, max));
         };
-        let Some(overlay) = self.loaded(ino)?.overlay() else { return Ok((Vec::new(), None)) };
+        let mut page = self.pages.take((base, from, max));
+        let listed = page.fill(&self.nodes).and_then(|()| self.list_page(ino, &page, max));
+        if let Err(Stop::Need(_)) = &listed {
+            self.pages.put(page);
+        }
+        listed
+    }
+
+    /// The names of a page of the base and those that lie over it.
+    fn list_page(
+        &mut self,
+        ino: Ino,
+        page: &Page,
+        max: usize,
+    ) -> Result<(Vec<Named>, Option<u64>), Stop> {
+        let (mut named, upto) = self.list_changed(ino, page.from(), page.upto(), max);
+        for (hash, entry) in page.entries() {
+            let is_beyond = upto.is_some_and(|upto| cookie_of(*hash) > upto);
+            let is_masked = self.loaded(ino)?.overlay().is_some_and(|o| o.get(*hash, &entry.name).is_some());
+            if !is_beyond && !is_masked {
+                let child = self.admit(ino, &entry.name, entry)?;
+                named.push(Named { hash: *hash, name: entry.name.clone(), ino: child });
+            }
+        }
+        named.sort_unstable_by(|a, b| (a.hash, &a.name).cmp(&(b.hash, &b.name)));
+        Ok((named, upto))
+    }
+
+    /// The names that lie over the base, `max` at most, from a hash up to a cookie; and the cookie up to which these are all.
+    fn list_changed(
+        &self,
+        ino: Ino,
+        from: u64,
+        mut upto: Option<u64>,
+        max: usize,
+    ) -> (Vec<Named>, Option<u64>) {
+        let Some(overlay) = self.peek(ino).and_then(Inode::overlay) else { return (Vec::new(), upto) };
         let (mut named, mut last, mut n_scanned) = (Vec::new(), 0, 0);
         for (hash, slot) in overlay.iter_from(from) {
             let cookie = cookie_of(hash);
@@ -147,39 +181,7 @@ impl State {
                 named.push(Named { hash, name: slot.name.to_vec(), ino: child });
             }
         }
-        for (hash, entry) in entries {
-            let is_beyond = upto.is_some_and(|upto| cookie_of(hash) > upto);
-            let is_masked = self.loaded(ino)?.overlay().is_some_and(|o| o.get(hash, &entry.name).is_some());
-            if !is_beyond && !is_masked {
-                let child = self.admit(ino, &entry.name, &entry)?;
-                named.push(Named { hash, name: entry.name, ino: child });
-            }
-        }
-        named.sort_unstable_by(|a, b| (a.hash, &a.name).cmp(&(b.hash, &b.name)));
-        Ok((named, upto))
-    }
-
-    /// Entries of a directory of the base, about `max`, in whole groups of equal cookies; and the last one's cookie,
-    /// unless the directory ends there.
-    #[allow(clippy::type_complexity)]
-    fn base_page(&self, base: &Cid, from: u64, max: usize) -> Result<(Vec<(u64, Entry)>, Option<u64>), Stop> {
-        let mut entries = list_after(&self.nodes, base, Some(&Position::before_hash(from)), max + 1)?;
-        if entries.len() <= max {
-            return Ok((entries, None));
-        }
-        let end = entries.pop().map_or(0, |(hash, _)| cookie_of(hash));
-        while let Some((hash, entry)) = entries.last()
-            && cookie_of(*hash) == end
-        {
-            let after = Position { hash: *hash, name: entry.name.clone() };
-            match list_after(&self.nodes, base, Some(&after), 1)?.pop() {
-                Some((hash, entry)) if cookie_of(hash) == end => entries.push((hash, entry)),
-                Some(_) => break,
-                None => return Ok((entries, None)),
-            }
-        }
-        let last = entries.last().map(|(hash, _)| cookie_of(*hash));
-        Ok((entries, last))
+        (named, upto)
     }
 
     /// The extended attributes of an inode.

@@ -194,11 +194,11 @@ fn links(cid: &Cid, bytes: &Bytes, is_root: bool, orphans: &mut BTreeSet<Cid>) -
     let mut links = links_of(cid, bytes).map_err(|e| failed(chain(&e)))?;
     if is_root {
         let tree = Tree::decode(cid, bytes).map_err(|e| failed(chain(&e)))?;
-        links.extend(tree.root_row.xattrs_block);
+        links.extend(tree.root_row.xattrs_block.as_deref());
         orphans.extend(tree.orphans);
     } else if orphans.contains(cid) {
         let page = decode_orphan_page(bytes).ok_or_else(|| failed("not a page of orphans".into()))?;
-        links.extend(page.into_iter().filter_map(|orphan| orphan.row.xattrs_block));
+        links.extend(page.iter().filter_map(|orphan| orphan.row.xattrs_block.as_deref()));
     }
     Ok(links)
 }
@@ -248,8 +248,8 @@ mod tests {
             let big = big.finish().unwrap().cid;
             let top = [entry("small", small), entry("big", big), entry("seed", leaf(100 + seed))];
             tree.root = build_dir(tree.profile, top, sink).unwrap().cid;
-            tree.root_row.xattrs_block = Some(leaf(50));
-            let row = Row { ino: 9, kind: 1, xattrs_block: Some(leaf(51)), ..Row::default() };
+            tree.root_row.xattrs_block = Some(Box::new(leaf(50)));
+            let row = Row { ino: 9, kind: 1, xattrs_block: Some(Box::new(leaf(51))), ..Row::default() };
             for page in orphan_pages(&[Orphan { row, cid: leaf(52), tsize: 64 }]) {
                 tree.orphans.push(*page.cid());
                 sink.put(page).unwrap();
