@@ -226,6 +226,9 @@ impl Blocks {
             other => other?,
         };
         let shared = Arc::new(shared);
+        if shared.recent.read().len() >= DRAIN_AT {
+            shared.signal.wake();
+        }
         let worker = if shared.options.is_background { Worker::start(&shared) } else { None };
         Ok(Blocks { shared, worker, recovery })
     }

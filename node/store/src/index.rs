@@ -6,13 +6,14 @@
 //! some damage, so it runs under `catch_unwind`, and any error or panic there wipes the directory. The first error later is final:
 //! from then on the places are kept in memory, and the next open begins anew.
 
+mod count;
 mod proof;
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::ctl::{Slots, SlotsError};
 use crate::disk::{Disk, RealDisk};
 use crate::fault::DiskFault;
+use crate::index::count::Count;
 use crate::layout::{INDEX_MARK, INDEX_TABLES, INDEX_VERSION};
 
 /// A block's name on disk: the digest of its multihash.
@@ -141,8 +143,8 @@ enum Tables {
 
 struct SledTables {
     dir: PathBuf,
-    /// How many places there are; counted once after an unclean stop.
-    n_entries: AtomicU64,
+    /// How many places there are. Held while places come or go.
+    count: Count,
     db: sled::Db,
     places: sled::Tree,
     mark: Slots<Mark>,
@@ -150,7 +152,7 @@ struct SledTables {
 
 impl SledTables {
     fn len(&self) -> u64 {
-        self.n_entries.load(Ordering::Relaxed)
+        self.count.get(&self.places)
     }
 }
 
@@ -260,11 +262,10 @@ impl IndexStore {
                 Ok(())
             }
             Tables::Sled(tables) => {
+                let mut count = tables.count.lock();
                 for (digest, place) in places {
                     let before = guarded(|| tables.places.insert(&digest[..], &place.encode()[..]))?;
-                    if before.is_none() {
-                        tables.n_entries.fetch_add(1, Ordering::Relaxed);
-                    }
+                    count.add(u64::from(before.is_none()));
                 }
                 Ok(())
             }
@@ -282,10 +283,10 @@ impl IndexStore {
                 Ok(())
             }
             Tables::Sled(tables) => {
+                let mut count = tables.count.lock();
                 for digest in digests {
-                    if guarded(|| tables.places.remove(&digest[..]))?.is_some() {
-                        tables.n_entries.fetch_sub(1, Ordering::Relaxed);
-                    }
+                    let before = guarded(|| tables.places.remove(&digest[..]))?;
+                    count.take(u64::from(before.is_some()));
                 }
                 Ok(())
             }
@@ -317,7 +318,16 @@ impl IndexStore {
         Ok(tables.mark.put(&mark)?)
     }
 
-    /// How many blocks it knows.
+    /// Whether it has fewer places than its mark says: after a power cut sled may have lost some without saying so. Counts them, if
+    /// nobody has.
+    pub fn lacks_places(&self) -> bool {
+        match &*self.tables.read() {
+            Tables::Memory(_) => false,
+            Tables::Sled(tables) => tables.len() < tables.mark.get().n_entries,
+        }
+    }
+
+    /// How many blocks it knows. After an unclean stop they are counted when this is asked for the first time.
     pub fn len(&self) -> u64 {
         match &*self.tables.read() {
             Tables::Memory(map) => map.read().len() as u64,
@@ -329,7 +339,7 @@ impl IndexStore {
     pub fn is_empty(&self) -> bool {
         match &*self.tables.read() {
             Tables::Memory(map) => map.read().is_empty(),
-            Tables::Sled(tables) => tables.n_entries.load(Ordering::Relaxed) == 0,
+            Tables::Sled(tables) => tables.places.is_empty(),
         }
     }
 
@@ -383,18 +393,10 @@ fn reopen(dir: &Path) -> Result<Option<(SledTables, Covered, bool)>, IndexError>
     if generation.as_deref() != Some(&said.generation.to_le_bytes()[..]) {
         return Ok(None);
     }
-    // sled may lose flushed writes in a power cut without saying so; then at least the count is too low.
-    let n_entries = if said.is_clean {
-        said.n_entries
-    } else {
-        catch_unwind(AssertUnwindSafe(|| places.len() as u64)).map_err(|_| IndexError::Panicked)?
-    };
-    if n_entries < said.n_entries {
-        return Ok(None);
-    }
+    // To count them takes a look at each: a start does not wait for that.
+    let count = if said.is_clean { Count::known(said.n_entries) } else { Count::unknown() };
     mark.put(&Mark { is_clean: false, tables_crc: None, ..said.clone() })?;
-    let n_entries = AtomicU64::new(n_entries);
-    Ok(Some((SledTables { dir: dir.to_path_buf(), n_entries, db, places, mark }, said.covered, is_proven)))
+    Ok(Some((SledTables { dir: dir.to_path_buf(), count, db, places, mark }, said.covered, is_proven)))
 }
 
 fn make_empty(dir: &Path) -> Result<SledTables, IndexError> {
@@ -429,7 +431,7 @@ fn make_empty(dir: &Path) -> Result<SledTables, IndexError> {
         tables_crc: None,
     };
     let mark = Slots::create(&RealDisk, &mark_path, &mark)?;
-    Ok(SledTables { dir: dir.to_path_buf(), n_entries: AtomicU64::new(0), db, places, mark })
+    Ok(SledTables { dir: dir.to_path_buf(), count: Count::known(0), db, places, mark })
 }
 
 fn open_tables(dir: &Path) -> Result<(sled::Db, sled::Tree), IndexError> {

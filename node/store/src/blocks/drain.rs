@@ -69,6 +69,7 @@ impl Worker {
 }
 
 fn run(shared: &Shared) {
+    let mut is_counted = false;
     loop {
         let is_checkpoint = {
             let mut wanted = shared.signal.wanted.lock();
@@ -85,6 +86,10 @@ fn run(shared: &Shared) {
         let result = if is_checkpoint || is_much { shared.checkpoint(false) } else { shared.drain() };
         if let Err(error) = result {
             tracing::warn!(%error, "cannot bring the index up to date");
+        }
+        if !std::mem::replace(&mut is_counted, true) && shared.index.lacks_places() {
+            tracing::warn!("the index has lost places");
+            shared.prove_index();
         }
     }
 }

@@ -25,6 +25,9 @@ use crate::scan::{Beyond, FrameView, Scan, ScanError, mark_of};
 
 type Entries = Vec<(Digest, BlockPlace)>;
 
+/// Places that wait for the index after a start, at most: about what comes between two times that it is made durable.
+const WAITING_MAX: usize = 256 * 1024;
+
 /// What became of one pack.
 struct Opened {
     entries: Entries,
@@ -55,6 +58,8 @@ pub(super) fn open(
         (index, covered) = (index.wiped(&options.index), Covered::default());
     }
     let mut tail: Option<(Arc<Pack>, Opened)> = None;
+    // What the index lacks. It is moved there later: a start does not wait for that.
+    let mut recent = Recent::default();
     // Header CRC of the last block before the pack that is written on, if its pack had no seal.
     let mut last_prev = 0;
     for (i, pack) in packs.iter().enumerate() {
@@ -65,9 +70,9 @@ pub(super) fn open(
         let opened = open_pack(pack, &packs[i + 1..], covered, &mut recovery)?;
         let new: Entries =
             opened.entries.iter().filter(|(_, place)| !covers(covered, place)).copied().collect();
-        let new = without_lesser_copies(&packs, &index, new)?;
         recovery.n_indexed += new.len() as u64;
-        index.insert_all(&new)?;
+        let new = without_lesser_copies(&packs, &index, &recent, new)?;
+        add_places(&index, &mut recent, new)?;
         match opened.end {
             Some(end) if !is_last => {
                 last_prev = end.prev;
@@ -106,7 +111,7 @@ pub(super) fn open(
         dir: dir.to_path_buf(),
         options,
         append: Mutex::new(append),
-        recent: RwLock::new(Recent::default()),
+        recent: RwLock::new(recent),
         packs: RwLock::new(by_number),
         files,
         index,
@@ -186,21 +191,46 @@ fn find_packs(
     Ok((packs, numbers.last().copied().unwrap_or(0)))
 }
 
-/// Leaves out second copies that are not whole: a sweep was cut off, and the first copy is still there.
+/// Adds places to those that wait for the index; if that makes too many, all of them go there.
+fn add_places(index: &IndexStore, recent: &mut Recent, new: Entries) -> Result<(), BlocksError> {
+    if recent.len() + new.len() <= WAITING_MAX {
+        for (digest, place) in new {
+            recent.insert(digest, place);
+        }
+        return Ok(());
+    }
+    let waiting: Entries = std::mem::take(recent).all().into_iter().collect();
+    index.insert_all(&waiting)?;
+    Ok(index.insert_all(&new)?)
+}
+
+/// What is to be put into the index, in the order of the digests, in which an index is quick.
 ///
+/// Leaves out what it has already, and second copies that are not whole: a sweep was cut off, and the first copy is still there.
 /// A pack's seal may have reached the disk before the blocks it tells of; nobody was promised those, but the copy behind them was.
 pub(super) fn without_lesser_copies(
     packs: &[Arc<Pack>],
     index: &IndexStore,
-    new: Entries,
+    recent: &Recent,
+    mut new: Entries,
 ) -> Result<Entries, BlocksError> {
     let pack_of = |number: u32| {
         let at = packs.binary_search_by_key(&u64::from(number), |pack| pack.number).ok()?;
         packs.get(at)
     };
-    let mut kept = Vec::with_capacity(new.len());
+    // Copies of one block stay in order: the last one counts.
+    new.sort_by_key(|(digest, _)| *digest);
+    let mut kept: Entries = Vec::with_capacity(new.len());
     for (digest, place) in new {
-        let known = index.get(&digest)?.filter(|known| *known != place && pack_of(known.pack).is_some());
+        let waiting = recent.get(&digest);
+        let known = match waiting {
+            Some(place) => Some(place),
+            None => index.get(&digest)?,
+        };
+        if waiting.is_none() && known == Some(place) && kept.last().is_none_or(|last| last.0 != digest) {
+            continue;
+        }
+        let known = known.filter(|known| *known != place && pack_of(known.pack).is_some());
         let is_lesser = match (known, pack_of(place.pack)) {
             (Some(_), Some(pack)) => !matches!(read_whole(pack, &place, &digest), Ok(Some(_))),
             _ => false,

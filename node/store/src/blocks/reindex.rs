@@ -13,7 +13,7 @@ use crate::blocks::open::{scan_failed, scan_of, without_lesser_copies};
 use crate::blocks::{BlocksError, Shared};
 use crate::fault::DiskFault;
 use crate::file_header::FILE_HEADER_BYTES;
-use crate::index::{BlockPlace, Digest, IndexError, IndexStore};
+use crate::index::{BlockPlace, Digest, IndexError, IndexStore, Recent};
 use crate::pack::{Pack, entry_of};
 
 type Entries = Vec<(Digest, BlockPlace)>;
@@ -92,7 +92,7 @@ impl Shared {
         let packs: Vec<Arc<Pack>> = self.packs.read().values().cloned().collect();
         for pack in &packs {
             let entries = self.entries_of(pack);
-            match without_lesser_copies(&packs, index, entries) {
+            match without_lesser_copies(&packs, index, &Recent::default(), entries) {
                 Ok(entries) => index.insert_all(&entries)?,
                 Err(BlocksError::Index(error)) => return Err(error),
                 Err(error) => tracing::error!(pack = pack.number, %error, "a pack cannot be read"),
