@@ -178,7 +178,11 @@ impl BasicNode {
     pub fn find(&self, hash: u64, name: &[u8]) -> Option<Entry> {
         let place = self.place_of(hash, name);
         let found = self.order.get(place)?;
-        if found.0 == hash && self.name(found) == name { self.entry(place).map(|(_, entry)| entry) } else { None }
+        if found.0 == hash && self.name(found) == name {
+            self.entry(place).map(|(_, entry)| entry)
+        } else {
+            None
+        }
     }
 
     /// The entry at a place with the hash of its name.

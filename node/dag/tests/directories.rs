@@ -3,6 +3,7 @@
 // A test may fail where it stands.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::result_large_err)]
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,7 +17,7 @@ use remora_dag::dir_node::DirNode;
 use remora_dag::directory::{DirRoot, Entry, build_dir, read_dir_node, update_dir};
 use remora_dag::errors::{Damaged, WriteError};
 use remora_dag::hamt::name_hash;
-use remora_dag::list::{NodeSource, Position, list_after, lookup};
+use remora_dag::list::{Listing, NodeSource, Position, list_after, lookup};
 use remora_dag::posix::{Row, decode_xattrs};
 use remora_dag::profile::Profile;
 use remora_dag::read::BlockNodes;
@@ -368,4 +369,67 @@ fn a_node_source_can_answer_not_yet() {
     };
     assert_eq!(found, set.get(&name(4711, 30)).cloned());
     assert!((1..=3).contains(&n_needed));
+}
+
+#[test]
+fn a_listing_goes_on_where_it_lacked_a_node() {
+    /// Nodes that come one at a time, and how often one was asked for.
+    struct Arriving<'a>(&'a MemBlocks, BTreeSet<Cid>, Cell<usize>);
+    struct Need(Cid);
+    impl From<Damaged> for Need {
+        fn from(damaged: Damaged) -> Need {
+            panic!("{damaged}")
+        }
+    }
+    impl NodeSource for Arriving<'_> {
+        type Error = Need;
+        fn node(&self, cid: &Cid) -> Result<Arc<DirNode>, Need> {
+            self.2.set(self.2.get() + 1);
+            if !self.1.contains(cid) {
+                return Err(Need(*cid));
+            }
+            Ok(read_dir_node(self.0, cid).map(Arc::new).unwrap())
+        }
+    }
+    let blocks = MemBlocks::new();
+    let set: BTreeMap<Vec<u8>, Entry> = (0..30_000)
+        .map(|number| {
+            let name = name(number, 30);
+            (name.clone(), entry(&name, 1))
+        })
+        .collect();
+    let root = build(Profile::V1_2025, &set, &blocks);
+    let mut nodes = Arriving(&blocks, BTreeSet::new(), Cell::new(0));
+    let mut listing = Listing::new(&root.cid, None);
+    while let Err(Need(cid)) = listing.run(&nodes, usize::MAX) {
+        assert!(nodes.1.insert(cid), "asked for what is there");
+    }
+    let found = listing.found();
+    assert_eq!(found.len(), set.len());
+    assert!(found.windows(2).all(|pair| pair[0].0 <= pair[1].0));
+    assert!(nodes.1.len() > 200, "a directory of many nodes");
+    assert_eq!(
+        nodes.2.get(),
+        2 * nodes.1.len(),
+        "each is asked for once when it lacks and once when it is there"
+    );
+}
+
+#[test]
+fn a_decoded_node_takes_little_more_memory_than_its_block() {
+    let blocks = MemBlocks::new();
+    for (n, times) in [(2_000, 3), (30_000, 1)] {
+        let set: BTreeMap<Vec<u8>, Entry> = (0..n)
+            .map(|number| {
+                let name = name(number, 30);
+                (name.clone(), entry(&name, 1))
+            })
+            .collect();
+        let root = build(Profile::V1_2025, &set, &blocks);
+        let block = blocks.get(&root.cid).unwrap();
+        let node = DirNode::decode(&block).unwrap();
+        assert_eq!(matches!(node, DirNode::Basic(_)), n == 2_000);
+        let bytes = node.table_bytes();
+        assert!(bytes <= times * block.len(), "{bytes} bytes for a block of {}", block.len());
+    }
 }

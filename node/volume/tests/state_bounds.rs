@@ -4,7 +4,7 @@
 mod state_rig;
 
 use remora_vfs::attr::{Ino, NewNode, ROOT_INO, SetAttr, Timestamp};
-use remora_vfs::filesystem::{Caller, Filesystem};
+use remora_vfs::filesystem::{Caller, Filesystem, RenameMode};
 use remora_volume::state::CLEAN_INODES_MAX;
 use remora_volume::state::changes::Changes;
 use state_rig::Rig;
@@ -161,4 +161,33 @@ fn emptying_a_sparse_file_takes_no_look_at_its_tree() {
     assert_eq!(rig.n_supplied(), n_read);
     assert_eq!(rig.core().state.stats().bytes, 0);
     assert_eq!(rig.getattr(inode).unwrap().blocks, 0);
+}
+
+#[test]
+fn what_was_made_in_a_large_directory_is_replayed_without_a_look_at_its_names() {
+    let rig = Rig::new();
+    let dir = make(&rig, ROOT_INO, "d", &NewNode::Directory);
+    (0..12_000).for_each(|i| drop(make(&rig, dir, &format!("a-file-of-the-base-{i}"), &NewNode::Fifo)));
+    check_steps(&rig, 4096, || ());
+    for i in 0..300 {
+        make(&rig, dir, &format!("new-{i}"), &NewNode::Fifo);
+    }
+    let moved = make(&rig, ROOT_INO, "moved", &NewNode::Fifo);
+    rig.rename((ROOT_INO, b"moved"), (dir, b"moved"), RenameMode::Replace, NOW).unwrap();
+    rig.link(moved, dir, b"linked", NOW).unwrap();
+    let before = rig.n_supplied();
+    rig.reopen();
+    let n_read = rig.n_supplied() - before;
+    assert!(n_read <= 4, "{n_read} blocks: more than the way to the directory");
+    for name in ["new-0", "new-299", "moved", "linked", "a-file-of-the-base-11999"] {
+        rig.ask_lookup(dir, name.as_bytes());
+    }
+    check_steps(&rig, 4096, || ());
+    let mut n_listed = 0;
+    rig.readdir(dir, 0, &mut |_| {
+        n_listed += 1;
+        true
+    })
+    .unwrap();
+    assert_eq!(n_listed, 12_302);
 }

@@ -41,3 +41,27 @@ impl Counting<'_> {
         *self.0 = self.0.map(|count| count.saturating_sub(n));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Count;
+
+    #[test]
+    fn places_that_nobody_has_counted_are_counted_when_somebody_asks() {
+        let db = sled::Config::new().temporary(true).open().unwrap();
+        let add = |count: &Count, key: &[u8]| {
+            let mut counting = count.lock();
+            counting.add(u64::from(db.insert(key, b"").unwrap().is_none()));
+        };
+        let count = Count::unknown();
+        add(&count, b"a");
+        add(&count, b"b");
+        assert_eq!(count.get(&db), 2);
+        add(&count, b"b");
+        add(&count, b"c");
+        count.lock().take(u64::from(db.remove(b"a").unwrap().is_some()));
+        assert_eq!(count.get(&db), 2);
+        db.clear().unwrap();
+        assert_eq!(count.get(&db), 2, "it is counted once");
+    }
+}

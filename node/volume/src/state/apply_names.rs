@@ -31,7 +31,9 @@ impl State {
     /// well; to look again would be a block of a large directory for every file that is replayed.
     fn is_made(&self, parent: Ino, name: &[u8]) -> bool {
         let overlay = self.table.get(&parent).and_then(|inode| inode.overlay());
-        overlay.and_then(|overlay| overlay.get(name_hash(name), name)).is_some_and(|slot| slot.ino().is_some())
+        overlay
+            .and_then(|overlay| overlay.get(name_hash(name), name))
+            .is_some_and(|slot| slot.ino().is_some())
     }
 
     /// Lets a name lead to an inode, in a directory that is in the table.

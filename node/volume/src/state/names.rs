@@ -138,12 +138,7 @@ impl State {
     }
 
     /// The names of a page of the base and those that lie over it.
-    fn list_page(
-        &mut self,
-        ino: Ino,
-        page: &Page,
-        max: usize,
-    ) -> Result<(Vec<Named>, Option<u64>), Stop> {
+    fn list_page(&mut self, ino: Ino, page: &Page, max: usize) -> Result<(Vec<Named>, Option<u64>), Stop> {
         let (mut named, upto) = self.list_changed(ino, page.from(), page.upto(), max);
         for (hash, entry) in page.entries() {
             let is_beyond = upto.is_some_and(|upto| cookie_of(*hash) > upto);

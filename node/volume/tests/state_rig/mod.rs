@@ -95,7 +95,7 @@ impl Rig {
         ask(&self.blocks, &mut self.core().state, question).map_err(|stop| errno(&stop))
     }
 
-    /// Blocks that planned operations needed so far.
+    /// Blocks that planned operations and replays needed so far.
     pub fn n_supplied(&self) -> usize {
         self.n_supplied.load(Ordering::Relaxed)
     }
@@ -167,7 +167,13 @@ impl Rig {
         for (seq, ops) in core.log.0.range(core.base_seq + 1..upto + 1) {
             for decoded in decode_all(ops) {
                 let (op, at) = decoded.unwrap();
-                ask(&self.blocks, &mut state, |state| state.apply(*seq, at, &op)).unwrap();
+                let counted = |state: &mut State| {
+                    state.apply(*seq, at, &op).inspect_err(|stop| {
+                        let is_need = matches!(stop, Stop::Need(_));
+                        self.n_supplied.fetch_add(usize::from(is_need), Ordering::Relaxed);
+                    })
+                };
+                ask(&self.blocks, &mut state, counted).unwrap();
             }
         }
         state
