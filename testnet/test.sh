@@ -27,6 +27,7 @@ need /usr/lib/postgresql/15/bin/postgres postgresql-15
 need setfattr attr
 need getfacl acl
 need cc gcc
+need make make
 need perl perl-base
 need mkfs.ext4 e2fsprogs
 need setpriv util-linux

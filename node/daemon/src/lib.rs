@@ -3,6 +3,7 @@
 //! This crate wires; it owns no rules. [`cli`] turns words into requests, `api` turns requests into calls, `run` starts
 //! everything in order and stops it in reverse. It is a library only so that the test network can be one program with it.
 
+mod allocator;
 mod exit;
 mod paths;
 mod config;
