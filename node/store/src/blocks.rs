@@ -50,6 +50,9 @@ const SUSPECTS_MAX: usize = 65_536;
 /// Blocks shorter than this are not worth compressing.
 const COMPRESS_BYTES_MIN: usize = 4096;
 
+/// Blocks of a pack, at most: a pack of files of a few bytes would have a million.
+pub const PACK_BLOCKS_MAX: usize = 128 << 10;
+
 /// How blocks are kept.
 #[derive(Clone, Debug)]
 pub struct BlocksOptions {
@@ -57,6 +60,8 @@ pub struct BlocksOptions {
     pub index: IndexKind,
     /// A pack is sealed when it is longer than this; at most 2 GiB.
     pub pack_bytes: u64,
+    /// A pack is sealed when it has this many blocks: their places are in memory until then, 56 bytes each.
+    pub pack_blocks_max: usize,
     /// Packs whose files are open at a time, besides those that are written to.
     pub open_packs_max: usize,
     /// Compress blocks with zstd at this level where it saves an eighth; `None` stores them as they are.
@@ -66,11 +71,12 @@ pub struct BlocksOptions {
 }
 
 impl BlocksOptions {
-    /// Packs of 256 MiB, no compression, the index in the background.
+    /// Packs of 256 MiB or [`PACK_BLOCKS_MAX`] blocks, no compression, the index in the background.
     pub fn new(index: IndexKind) -> BlocksOptions {
         BlocksOptions {
             index,
             pack_bytes: 256 << 20,
+            pack_blocks_max: PACK_BLOCKS_MAX,
             open_packs_max: 256,
             zstd_level: None,
             is_background: true,

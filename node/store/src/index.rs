@@ -27,7 +27,8 @@ use crate::layout::{INDEX_MARK, INDEX_TABLES, INDEX_VERSION};
 /// A block's name on disk: the digest of its multihash.
 pub type Digest = [u8; 32];
 
-const CACHE_BYTES: u64 = 64 << 20;
+/// Bytes of tables that sled keeps decoded, as long as they are on disk: it takes about four times that, and a fixed 20 MiB.
+const CACHE_BYTES: u64 = 16 << 20;
 const PLACE_BYTES: usize = 24;
 /// Flushes until nothing is left, at most.
 const FLUSHES_MAX: usize = 16;

@@ -254,6 +254,23 @@ impl OnDisk {
 }
 
 #[test]
+fn a_pack_of_many_small_blocks_is_sealed_before_its_table_of_contents_is_long() {
+    let disk = SimDisk::new(3);
+    let open = || {
+        let options = BlocksOptions { pack_blocks_max: 10, ..options(400_000) };
+        Blocks::open(Arc::new(disk.clone()), Path::new("packs"), options).unwrap()
+    };
+    let blocks = open();
+    (0..25).for_each(|n| put(&blocks, &block(n, 100)));
+    assert_eq!(blocks.stat().unwrap().n_packs, 3);
+    blocks.close().unwrap();
+    let blocks = open();
+    (25..31).for_each(|n| put(&blocks, &block(n, 100)));
+    assert_eq!(blocks.stat().unwrap().n_packs, 4, "those that were in the last pack count too");
+    (0..31).for_each(|n| check(&blocks, &block(n, 100)));
+}
+
+#[test]
 fn after_a_clean_stop_the_index_is_trusted() {
     OnDisk::filled().check(0);
 }

@@ -56,7 +56,9 @@ impl Shared {
         payload: &[u8],
     ) -> Result<BlockPlace, BlocksError> {
         let span = frame_span(append.end.at, stored.payload_bytes).1;
-        if append.end.at + span > self.options.pack_bytes && !append.entries.is_empty() {
+        let is_full = append.end.at + span > self.options.pack_bytes
+            || append.entries.len() >= self.options.pack_blocks_max;
+        if is_full && !append.entries.is_empty() {
             self.roll(append).map_err(|fault| refused(cid, fault))?;
         }
         let pack = append.pack.clone();
