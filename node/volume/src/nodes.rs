@@ -32,6 +32,10 @@ const BLOCK_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Bytes of decoded nodes kept.
 const DECODED_BYTES_MAX: usize = 8 * 1024 * 1024;
 
+/// Bytes a cache needs for one node beside the node itself: its CID twice, and its place in two tables. The nodes of a very large
+/// directory are not much longer.
+const KEEP_BYTES: usize = 384;
+
 /// Nodes kept whatever their size, so that a step that needs several finds them all when it is repeated.
 const NODES_MIN: usize = 64;
 
@@ -63,6 +67,7 @@ impl<T> Recent<T> {
     }
 
     fn put(&mut self, cid: Cid, value: T, bytes: usize) {
+        let bytes = bytes + KEEP_BYTES;
         self.bytes += bytes;
         // It has not been used yet: whoever puts it asks for it next, and whoever only passed by goes before what is used.
         let old = self.map.insert(cid, Kept { value, bytes, is_used: false });
@@ -195,23 +200,38 @@ impl From<Damaged> for Stop {
 
 #[cfg(test)]
 mod tests {
-    use super::{NODES_MIN, Recent};
+    use super::{KEEP_BYTES, NODES_MIN, Recent};
     use bytes::Bytes;
+    use cid::Cid;
     use remora_dag::block::{Block, Codec};
+
+    const BYTES_MAX: usize = 128 * 1024;
+
+    fn cid(i: usize) -> Cid {
+        *Block::seal(Codec::Raw, Bytes::from(i.to_string())).cid()
+    }
 
     #[test]
     fn what_is_kept_is_bounded_and_what_is_used_stays() {
-        let mut recent = Recent::new(10_000);
-        let cid = |i: usize| *Block::seal(Codec::Raw, Bytes::from(i.to_string())).cid();
+        let mut recent = Recent::new(BYTES_MAX);
         for i in 0..10 * NODES_MIN {
-            recent.put(cid(i), i, 10_000 / NODES_MIN / 2);
+            recent.put(cid(i), i, BYTES_MAX / NODES_MIN / 2);
             assert!(recent.get(&cid(0)).is_some(), "used all the time");
-            assert!(recent.bytes <= 10_000);
+            assert!(recent.bytes <= BYTES_MAX);
         }
         assert!(recent.get(&cid(1)).is_none());
-        recent.put(cid(2), 2, 1_000_000);
+        recent.put(cid(2), 2, 10 * BYTES_MAX);
         assert_eq!(recent.get(&cid(2)), Some(&2), "a large one is there until others come");
         assert_eq!(recent.map.len(), NODES_MIN, "and so are a few others");
         assert_eq!(recent.order.len(), recent.map.len());
+    }
+
+    #[test]
+    fn small_nodes_count_for_what_the_cache_itself_takes() {
+        let mut recent = Recent::new(BYTES_MAX);
+        for i in 0..5000 {
+            recent.put(cid(i), i, 1);
+        }
+        assert!(recent.map.len() > NODES_MIN && recent.map.len() <= BYTES_MAX / KEEP_BYTES);
     }
 }

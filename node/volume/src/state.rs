@@ -54,7 +54,7 @@ pub struct State {
     nodes: Nodes,
     /// Pages of listings that wait for a block.
     pages: Pages,
-    handles: FastMap<Ino, Handles>,
+    handles: Handles,
     /// Inodes without names that have not been dropped.
     orphans: BTreeSet<Ino>,
     /// Inodes of a base that have been dropped since the last freeze.
@@ -89,7 +89,7 @@ impl State {
             table: FastMap::default(),
             nodes: Nodes::default(),
             pages: Pages::default(),
-            handles: FastMap::default(),
+            handles: Handles::default(),
             orphans: BTreeSet::new(),
             gone: FastSet::default(),
             gone_before: FastSet::default(),

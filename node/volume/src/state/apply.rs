@@ -78,7 +78,7 @@ impl State {
         }
         self.ensure(ino)?;
         self.orphans.remove(&ino);
-        self.handles.remove(&ino);
+        self.handles.remove(ino);
         if let Some(inode) = self.table.remove(&ino) {
             self.changes = self.changes - Changes::of(&inode);
             if inode.born == 0 || inode.born <= self.frozen {
