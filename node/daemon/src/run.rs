@@ -13,6 +13,7 @@ use remora_store::disk::RealDisk;
 use remora_store::index::IndexKind;
 use remora_store::layout::pack_name;
 use remora_store::lock::DataLock;
+use remora_store::reserve::Reserve;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -83,7 +84,7 @@ async fn live(data: &DataDir, socket: &Path, config: Config, papers: Papers) -> 
     let driver = Driver::new();
     let (plugin, plugin_warning) = open_plugin(&config, &driver).await?;
     let listener = api::listen(socket).await?;
-    let (store, damage) = open_blocks(data)?;
+    let (store, damage) = open_blocks(data, config.reserve_bytes)?;
     let blocks = NodeBlocks::new(store);
     let identity = papers.identity.clone();
     let members = Membership::open(data, papers)?;
@@ -173,9 +174,23 @@ async fn finish(
     }
 }
 
+/// Packs are not made smaller than this, however small the reserve is.
+const PACK_BYTES_MIN: u64 = 16 << 20;
+
+/// The part of the reserve that is not set aside, but left free for other programs.
+pub(crate) const OTHERS_FRACTION: u64 = 4;
+
 /// The block store, and what of it is damaged: those blocks are asked of peers, all others are served.
-fn open_blocks(data: &DataDir) -> Result<(Arc<Blocks>, Vec<String>), Failure> {
-    let options = BlocksOptions::new(IndexKind::Sled(data.store().index()));
+fn open_blocks(data: &DataDir, reserve_bytes: u64) -> Result<(Arc<Blocks>, Vec<String>), Failure> {
+    let mut options = BlocksOptions::new(IndexKind::Sled(data.store().index()));
+    if reserve_bytes > 0 {
+        // On a full disk a pack must fit into the reserve, to be written anew without what is unused in it.
+        options.pack_bytes = options.pack_bytes.min(reserve_bytes).max(PACK_BYTES_MIN);
+    }
+    let aside = reserve_bytes - reserve_bytes / OTHERS_FRACTION;
+    let reserve = Reserve::open(Arc::new(RealDisk), &data.store().reserve(), aside);
+    reserve.fill(reserve_bytes / OTHERS_FRACTION);
+    options.reserve = Some(Arc::new(reserve));
     let blocks = Blocks::open(Arc::new(RealDisk), &data.store().packs(), options)
         .map_err(|e| Failure::new(Code::Damaged, format!("open the block store: {}", chain(&e))))?;
     let recovery = blocks.recovery();

@@ -40,6 +40,7 @@ use crate::group_sync::GroupSync;
 use crate::index::{BlockPlace, Digest, IndexError, IndexKind, IndexStore, Recent};
 use crate::pack::{Pack, PackEnd};
 use crate::pack_files::PackFiles;
+use crate::reserve::Reserve;
 
 /// Places that wait for the index before the background thread is woken.
 const DRAIN_AT: usize = 4096;
@@ -68,6 +69,8 @@ pub struct BlocksOptions {
     pub zstd_level: Option<i32>,
     /// Move places to the index on a thread of its own.
     pub is_background: bool,
+    /// Space that is given up piece by piece when the disk is full and [`Blocks::relieve`] is called, or a sweep needs it.
+    pub reserve: Option<Arc<Reserve>>,
 }
 
 impl BlocksOptions {
@@ -80,6 +83,7 @@ impl BlocksOptions {
             open_packs_max: 256,
             zstd_level: None,
             is_background: true,
+            reserve: None,
         }
     }
 }
@@ -353,6 +357,17 @@ impl Blocks {
         let _at_rest = self.shared.drain.lock();
         let n_recent = self.shared.recent.read().len();
         Ok(BlocksStat { n_blocks: self.shared.index.len() + n_recent as u64, n_packs, pack_bytes })
+    }
+
+    /// Space that is set aside for when the disk is full.
+    pub fn reserve(&self) -> Option<&Arc<Reserve>> {
+        self.shared.options.reserve.as_ref()
+    }
+
+    /// Gives up a piece of the space that is set aside; answers whether there was any. For whoever has to write something on a full
+    /// disk that will give back more.
+    pub fn relieve(&self) -> bool {
+        self.shared.relieve()
     }
 
     /// Why the index on disk was given up and places are kept in memory, if so. Nothing is lost by it but memory.

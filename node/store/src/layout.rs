@@ -47,6 +47,11 @@ impl DataDir {
         self.root.join("config.toml")
     }
 
+    /// The file whose space is ours when the disk is full.
+    pub fn reserve(&self) -> PathBuf {
+        self.root.join("reserve")
+    }
+
     /// Where the packs of blocks are.
     pub fn packs(&self) -> PathBuf {
         self.root.join("packs")

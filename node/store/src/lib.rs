@@ -25,6 +25,7 @@ pub mod log;
 pub mod pack;
 mod pack_files;
 pub mod registry;
+pub mod reserve;
 pub mod scan;
 #[cfg(feature = "sim")]
 pub mod sim;

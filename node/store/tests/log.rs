@@ -264,6 +264,27 @@ fn a_failed_sync_is_final() {
 }
 
 #[test]
+fn segments_stay_small_on_a_nearly_full_disk_and_none_is_kept_as_a_spare() {
+    let disk = SimDisk::new(3);
+    let (log, _, _) = open(&disk).unwrap();
+    fill(&log, &[20_000; 40]);
+    let n_large = |disk: &SimDisk| {
+        let segments = disk.files().into_iter().filter(|path| path.starts_with("log"));
+        segments.filter(|path| disk.bytes_of(path).is_some_and(|bytes| bytes.len() > 64 << 10)).count()
+    };
+    let before = n_large(&disk);
+    assert!(before > 2, "the test is about segments that grow");
+    disk.set_capacity(Some(disk.used_bytes() + (300 << 10)));
+    fill(&log, &[20_000; 8]);
+    assert_eq!(n_large(&disk), before);
+    log.sync().unwrap();
+    log.drop_before(48).unwrap();
+    assert_eq!(disk.files().iter().filter(|path| path.starts_with("log")).count(), 1);
+    drop(log);
+    assert_eq!(open(&disk.crash(1)).unwrap().2.last(), expected(&[20_000; 48]).last());
+}
+
+#[test]
 fn a_full_disk_refuses_the_next_segment_and_later_takes_it() {
     let disk = SimDisk::new(3);
     let (log, _, _) = open(&disk).unwrap();

@@ -16,6 +16,7 @@ use remora_store::blocks::touches::Live;
 use remora_store::blocks::{Blocks, BlocksOptions};
 use remora_store::disk::RealDisk;
 use remora_store::index::IndexKind;
+use remora_store::reserve::Reserve;
 use remora_store::sim::SimDisk;
 
 const PACK_BYTES: u64 = 64 << 10;
@@ -27,7 +28,12 @@ fn block(n: u64) -> Block {
 }
 
 fn open(disk: &SimDisk) -> Blocks {
+    open_with(disk, None)
+}
+
+fn open_with(disk: &SimDisk, reserve: Option<Arc<Reserve>>) -> Blocks {
     let options = BlocksOptions {
+        reserve,
         pack_bytes: PACK_BYTES,
         is_background: false,
         ..BlocksOptions::new(IndexKind::Memory)
@@ -133,6 +139,44 @@ fn what_is_younger_than_the_grace_is_left_alone() {
     assert_eq!(at(300).run(&nothing, ALL, &mut || true).unwrap().n_packs_removed, 0);
     assert_eq!(at(899).run(&nothing, ALL, &mut || true).unwrap().n_packs_removed, 0);
     assert!(at(900).run(&nothing, ALL, &mut || true).unwrap().n_packs_removed > 3);
+}
+
+#[test]
+fn the_newest_pack_is_swept_once_it_was_sealed_early() {
+    let disk = SimDisk::new(1);
+    let blocks = open(&disk);
+    (0..5).for_each(|n| put(&blocks, n));
+    assert_eq!(sweep(&blocks, &live([1])).n_packs_removed, 0);
+    assert!(!blocks.seal_newest(PACK_BYTES).unwrap(), "it is not that long");
+    assert!(blocks.seal_newest(1).unwrap());
+    assert!(!blocks.seal_newest(1).unwrap(), "there is nothing in the new one");
+    assert_eq!(sweep(&blocks, &live([1])).n_packs_removed, 1);
+    assert!(has(&blocks, 1) && !has(&blocks, 2));
+    drop(blocks);
+    let blocks = open(&disk.crash(5));
+    assert!(blocks.recovery().damaged.is_empty());
+    assert!(has(&blocks, 1) && !has(&blocks, 2));
+}
+
+#[test]
+fn without_a_free_byte_live_blocks_are_moved_into_what_was_set_aside() {
+    let disk = SimDisk::new(1);
+    let reserve = Arc::new(Reserve::open(Arc::new(disk.clone()), Path::new("packs/reserve"), 8 << 20));
+    let blocks = open_with(&disk, Some(reserve.clone()));
+    (0..60).for_each(|n| put(&blocks, n));
+    blocks.sync().unwrap();
+    let kept: Vec<u64> = (0..60).filter(|n| n % 2 == 0).collect();
+    reserve.fill(0);
+    assert_eq!(reserve.bytes(), 8 << 20);
+    disk.set_capacity(Some(disk.used_bytes()));
+    assert!(blocks.seal_newest(1).unwrap());
+    let swept = sweep(&blocks, &live(kept.iter().copied()));
+    assert!(swept.n_packs_removed >= 5 && !swept.is_stopped, "{swept:?}");
+    assert!(reserve.bytes() < 8 << 20);
+    assert!(kept.iter().all(|n| has(&blocks, *n)));
+    drop(blocks);
+    let blocks = open(&disk.crash(3));
+    assert!(kept.iter().all(|n| has(&blocks, *n)) && !has(&blocks, 1));
 }
 
 #[test]

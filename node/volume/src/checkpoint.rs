@@ -14,22 +14,26 @@
 //! the log is dropped only when the tree that replaces it is durable. Keepers run 3 and 4 on their own logs through
 //! [`crate::named_tree`] and compare the CIDs.
 
+mod part;
+
 use std::io;
 use std::sync::Arc;
 
 use cid::Cid;
 
-use remora_dag::block::{BlockSink, BlockSource};
+use remora_dag::block::{Block, BlockSink, BlockSource, SinkError};
 use remora_store::log::{Log, LogError};
 use remora_vfs::errno::Errno;
 
 use crate::commit::FLAG_CHECKPOINT;
 use crate::derive::{DeriveError, Derived, InlineError, InlineReader, derive};
+use crate::journal::blocks::BlockStore;
 use crate::journal::payloads::{Payload, Payloads};
 use crate::op::Op;
 use crate::recover::{GoOn, OpenError, Replayed, replay};
+use crate::state::State;
 use crate::stop::Stop;
-use crate::volume::shared::Shared;
+use crate::volume::shared::{Core, Shared};
 
 /// Inodes that are moved onto the new base under one lock.
 const REBASE_ITEMS: usize = 256;
@@ -55,6 +59,20 @@ pub enum CheckpointError {
     /// The old part of the log cannot be dropped; the checkpoint itself is good.
     #[error("drop the old part of the log")]
     Drop(#[from] LogError),
+}
+
+/// Puts blocks also on a full disk, as long as something is set aside for that: once they are there, more can go.
+struct FromReserve<'a>(&'a dyn BlockStore);
+
+impl BlockSink for FromReserve<'_> {
+    fn put(&self, block: Block) -> Result<(), SinkError> {
+        loop {
+            match self.0.put(block.clone()) {
+                Err(SinkError::Full { .. }) if self.0.relieve() => {}
+                other => return other,
+            }
+        }
+    }
 }
 
 /// Inline data of commits that are in a log.
@@ -110,9 +128,18 @@ pub fn derive_from_log(
 ) -> Result<(Derived, u64), CheckpointError> {
     let Tail { log, volume, base, upto } = *tail;
     let Replayed { state, payloads, ops_bytes, .. } = replay(log, source, volume, base, upto, go_on)?;
-    let inline = LogInline { log, payloads: &payloads };
-    let derived = derive(&state, source, sink, &inline)?;
+    let derived = derive_replayed(&state, &payloads, log, (source, sink))?;
     Ok((derived, ops_bytes))
+}
+
+/// Derives the tree of a state that was replayed.
+fn derive_replayed(
+    state: &State,
+    payloads: &Payloads,
+    log: &Log,
+    (source, sink): (&dyn BlockSource, &dyn BlockSink),
+) -> Result<Derived, CheckpointError> {
+    Ok(derive(state, source, sink, &LogInline { log, payloads })?)
 }
 
 impl Shared {
@@ -121,7 +148,7 @@ impl Shared {
         let _one_at_a_time = self.checkpoint.lock();
         // Nothing names the tree until it is announced, however long it takes to derive.
         let _protection = self.blocks.protect();
-        let (base, upto) = {
+        let (base, upto, freed_bytes) = {
             let mut core = self.core.lock();
             core.journal.check().map_err(CheckpointError::NotDurable)?;
             let base = core.journal.base();
@@ -131,7 +158,7 @@ impl Shared {
             core.journal.close_batch();
             let upto = core.journal.last_seq();
             core.state.freeze(upto)?;
-            (base, upto)
+            (base, upto, core.pressure.freed_bytes)
         };
         let derived = self.derive_and_announce(base, upto);
         if derived.is_err() {
@@ -144,6 +171,7 @@ impl Shared {
             // A copy made while the tree was derived may still read what the tree contains from the log.
             let inline = core.state.oldest_copied().unwrap_or(u64::MAX);
             core.journal.forget_until(upto.min(inline.saturating_sub(1)), ops_bytes);
+            core.pressure.given_back(freed_bytes);
             self.look_at_changes(&core);
             self.eased.notify_all();
             inline
@@ -159,7 +187,8 @@ impl Shared {
     fn derive_and_announce(&self, base: (Cid, u64), upto: u64) -> Result<(Derived, u64), CheckpointError> {
         self.flush_until(upto).map_err(CheckpointError::NotDurable)?;
         let tail = Tail { log: &self.log, volume: &self.id, base, upto };
-        let (derived, ops_bytes) = derive_from_log(&tail, &*self.blocks, &*self.blocks, &|_| true)?;
+        let (derived, ops_bytes) =
+            derive_from_log(&tail, &*self.blocks, &FromReserve(&*self.blocks), &|_| true)?;
         self.blocks.sync().map_err(|error| {
             self.fail(&format!("sync the blocks of a checkpoint: {error}"));
             CheckpointError::Sync(error)
@@ -170,17 +199,19 @@ impl Shared {
 
     /// Commits the checkpoint, alone, and waits until it is durable.
     fn announce(&self, tree: Cid, upto: u64) -> Result<(), CheckpointError> {
-        let seq = {
-            let mut core = self.core.lock();
-            core.journal.check().map_err(CheckpointError::NotDurable)?;
-            core.journal.close_batch();
-            core.journal.set_base(tree, upto);
-            let recorded = self.record(&mut core, &Op::Checkpoint { tree, upto_seq: upto });
-            recorded.map_err(|_| CheckpointError::NotDurable(Errno::EIO))?;
-            core.journal.flag(FLAG_CHECKPOINT);
-            core.journal.close_batch();
-            core.journal.last_seq()
-        };
+        let seq = self.record_checkpoint(&mut self.core.lock(), tree, upto)?;
         self.flush_until(seq).map_err(CheckpointError::NotDurable)
+    }
+
+    /// Begins the commit of a checkpoint; answers its number.
+    fn record_checkpoint(&self, core: &mut Core, tree: Cid, upto: u64) -> Result<u64, CheckpointError> {
+        core.journal.check().map_err(CheckpointError::NotDurable)?;
+        core.journal.close_batch();
+        core.journal.set_base(tree, upto);
+        let recorded = self.record(core, &Op::Checkpoint { tree, upto_seq: upto });
+        recorded.map_err(|_| CheckpointError::NotDurable(Errno::EIO))?;
+        core.journal.flag(FLAG_CHECKPOINT);
+        core.journal.close_batch();
+        Ok(core.journal.last_seq())
     }
 }

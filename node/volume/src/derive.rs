@@ -10,7 +10,7 @@
 //! What always holds: the result follows from the base tree and the operations alone, so that every keeper derives the
 //! same CID; a file's content has the CID that `unixfs-v1-2025` gives its bytes; every name of an inode shows the same row.
 
-mod content;
+pub(crate) mod content;
 mod names;
 
 use std::io;

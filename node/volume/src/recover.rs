@@ -124,6 +124,8 @@ pub struct Replayed {
     pub(crate) ops_bytes: u64,
     /// The last commit that changed the file system, 0 for none.
     pub(crate) changed: u64,
+    /// Bytes of data that they removed.
+    pub(crate) freed_bytes: u64,
 }
 
 /// The newest commit of a log; `None` if it is empty.
@@ -182,16 +184,7 @@ pub(crate) fn replay(
     go_on: &GoOn<'_>,
 ) -> Result<Replayed, OpenError> {
     let mut replay = Replay::begin(log, blocks, volume, (base.0, base.1, None))?;
-    let mut added = Ok(());
-    each_commit(log, base.1, upto, &mut |read| {
-        added = match go_on(&replay.done.state.changes()) {
-            true => read.and_then(|(commit, place)| replay.add(&commit, place)),
-            false => Err(OpenError::GivenUp),
-        };
-        added.is_ok()
-    });
-    added?;
-    let last = replay.tip.map_or(base.1, |tip| tip.seq);
+    let last = replay.catch_up(log, upto, go_on)?;
     if last < upto {
         return Err(OpenError::Short { last, upto });
     }
@@ -272,7 +265,7 @@ fn with_blocks<T>(
 }
 
 /// A replay under way.
-struct Replay<'a> {
+pub(crate) struct Replay<'a> {
     blocks: &'a dyn BlockSource,
     volume: &'a [u8; 16],
     /// The commit before the next one; `None` while it is not known.
@@ -282,7 +275,7 @@ struct Replay<'a> {
 
 impl<'a> Replay<'a> {
     /// A replay over a base that the log joins.
-    fn begin(
+    pub(crate) fn begin(
         log: &Log,
         blocks: &'a dyn BlockSource,
         volume: &'a [u8; 16],
@@ -314,6 +307,7 @@ impl<'a> Replay<'a> {
             payloads: Payloads::new(),
             ops_bytes: 0,
             changed: 0,
+            freed_bytes: 0,
         };
         Ok(Replay { blocks, volume, tip, done })
     }
@@ -342,12 +336,30 @@ impl<'a> Replay<'a> {
     }
 
     fn apply(&mut self, seq: u64, data_offset: usize, op: &Op<'_>) -> Result<(), OpenError> {
+        let before = self.done.state.stats().bytes;
         with_blocks(&mut self.done.state, self.blocks, seq, |state| {
             state.apply(seq, data_offset, op).map(drop)
-        })
+        })?;
+        self.done.freed_bytes += before.saturating_sub(self.done.state.stats().bytes);
+        Ok(())
     }
 
-    fn end(mut self) -> Replayed {
+    /// Goes on with the commits that it has not seen, up to `upto`; answers the last commit it has seen now.
+    pub(crate) fn catch_up(&mut self, log: &Log, upto: u64, go_on: &GoOn<'_>) -> Result<u64, OpenError> {
+        let from = self.tip.map_or(self.done.base_seq, |tip| tip.seq + 1);
+        let mut added = Ok(());
+        each_commit(log, from, upto, &mut |read| {
+            added = match go_on(&self.done.state.changes()) {
+                true => read.and_then(|(commit, place)| self.add(&commit, place)),
+                false => Err(OpenError::GivenUp),
+            };
+            added.is_ok()
+        });
+        added?;
+        Ok(self.tip.map_or(self.done.base_seq, |tip| tip.seq))
+    }
+
+    pub(crate) fn end(mut self) -> Replayed {
         if let Some(tip) = self.tip {
             self.done.tip = tip;
         }

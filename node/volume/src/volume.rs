@@ -17,6 +17,7 @@ mod control;
 mod filesystem;
 mod mutate;
 pub mod options;
+pub(crate) mod pressure;
 mod read;
 pub(crate) mod shared;
 pub(crate) mod sync;

@@ -220,7 +220,7 @@ impl Pair {
 }
 
 fn keeper_on(disk: &SimDisk) -> Store {
-    store_with(Arc::new(disk.clone()), 5 << 19)
+    store_with(Arc::new(disk.clone()), 5 << 19, None)
 }
 
 fn copy(cid: &Cid, from: &Store, to: &Store) {

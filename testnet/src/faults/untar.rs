@@ -1,4 +1,5 @@
-//! The store fills up in the middle of an untar. Space comes back from outside the store first, then from inside the volume.
+//! The store fills up in the middle of an untar. Space comes back from outside the store first, then from inside the
+//! volume, also when not one byte is free.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -54,12 +55,27 @@ impl Store {
 
     /// A foreign file takes everything but `left` bytes above the reserve.
     pub(super) fn take_space(&self, left: u64) -> Result<()> {
-        let take = self.free_bytes()?.saturating_sub(RESERVE_BYTES + left);
+        let aside = self.node.data().join("reserve").metadata().map_or(0, |file| file.len());
+        let take = (self.free_bytes()? + aside).saturating_sub(RESERVE_BYTES + left);
         if take == 0 {
             return Ok(());
         }
         let file = File::create(self.ballast())?;
         rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, take).context("take the space")
+    }
+
+    /// A foreign file takes every byte that anybody can have.
+    fn take_everything(&self) -> Result<()> {
+        let file = File::create(self.ballast())?;
+        let (mut bytes, mut piece) = (0, 64 << 20);
+        while piece >= 4096 {
+            match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), bytes, piece) {
+                Ok(()) => bytes += piece,
+                Err(rustix::io::Errno::NOSPC) => piece /= 2,
+                Err(error) => return Err(error).context("take all the space"),
+            }
+        }
+        Ok(())
     }
 
     /// The foreign file goes.
@@ -135,9 +151,21 @@ fn under_untar(report: &mut Report, dir: &Path, store: &mut Store, is_short: boo
         ensure!(store.node.pid() == pid && pid.is_some(), "the daemon is another one");
         anyhow::Ok(format!("whole after {waited:.1?}, without a restart"))
     })?;
-    if !is_short {
-        report.step("untar: the disk fills up, files are removed inside", 0, |_| {
-            from_inside(store, &mount, &archive)
+    let mut mount = mount;
+    for (foreign, is_killed) in
+        [(Foreign::AboveTheReserve, false), (Foreign::Everything, false), (Foreign::Everything, true)]
+    {
+        if is_short && foreign == Foreign::AboveTheReserve {
+            continue;
+        }
+        let full = if foreign == Foreign::Everything { "full to the last byte" } else { "full" };
+        let killed = if is_killed { ", kill -9" } else { "" };
+        report.step(&format!("untar: the disk is {full}, files are removed inside{killed}"), 0, |_| {
+            let said = from_inside(store, &mut mount, &archive, (foreign, is_killed))?;
+            let changed = differences(&archive.files, &manifest(&mount.join("into"), &|_| {})?, 5);
+            ensure!(changed.is_empty(), "another tree was harmed by it:\n{}", changed.join("\n"));
+            store.node.ok(&["store", "verify"])?;
+            anyhow::Ok(said)
         })?;
     }
     report.step("untar: kill -9, restart", 0, |_| {
@@ -198,33 +226,64 @@ fn unpack_again(archive: &Archive, into: &Path) -> Result<Duration> {
     }
 }
 
-/// What was written to the log alone gives its space back when it is removed; the rig says how much that is.
-fn from_inside(store: &Store, mount: &Path, archive: &Archive) -> Result<String> {
+/// How much of the disk a foreign file takes before files are removed inside the volume.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Foreign {
+    /// All but what the node keeps free, and a little: the volume fills up by itself.
+    AboveTheReserve,
+    /// Everything there is.
+    Everything,
+}
+
+/// Files are removed on the full disk, and without help from outside there is room again.
+fn from_inside(
+    store: &mut Store,
+    mount: &mut PathBuf,
+    archive: &Archive,
+    (foreign, is_killed): (Foreign, bool),
+) -> Result<String> {
     let second = mount.join("second");
     std::fs::create_dir(&second)?;
     let bytes: u64 = archive.files.values().map(|seen| seen.size).sum();
-    store.take_space(bytes / 3)?;
-    check_told(&archive.unpack(&second)?)?;
-    let full = store.free_bytes()?;
-    std::fs::remove_dir_all(&second).context("remove a tree on a full disk")?;
-    let began = Instant::now();
-    let probe = mount.join("probe");
-    loop {
-        match noise_file(&probe, 2 << 20, 99, &|_| {}) {
-            Ok(()) => break,
-            Err(_) if began.elapsed() < FREED_TIMEOUT => std::thread::sleep(Duration::from_millis(500)),
-            Err(_) => {
-                let gained = store.free_bytes()?.saturating_sub(full) >> 20;
-                store.free_ballast()?;
-                noise_file(&probe, 2 << 20, 99, &|_| {}).context("space was freed and cannot be used")?;
-                return Ok(format!(
-                    "NOT ENOUGH comes back in {FREED_TIMEOUT:?} ({gained} MiB): the foreign file had to go"
-                ));
-            }
+    match foreign {
+        Foreign::AboveTheReserve => {
+            store.take_space(bytes / 3)?;
+            check_told(&archive.unpack(&second)?)?;
+        }
+        Foreign::Everything => {
+            ensure!(archive.unpack(&second)?.status.success(), "the second tree does not fit");
+            store.take_everything()?;
+            // A look at the disk is good for a few files.
+            let refused = mount.join("refused");
+            let is_told = (0..40).any(|_| noise_file(&refused, 2 << 20, 98, &|_| {}).is_err());
+            ensure!(is_told, "a full disk takes one file after the other");
+            std::fs::remove_file(&refused)?;
         }
     }
+    let (full, began) = (store.free_bytes()?, Instant::now());
+    std::fs::remove_dir_all(&second).context("remove a tree on a full disk")?;
+    File::open(&*mount)?.sync_all().context("fsync of a directory on a full disk")?;
+    if is_killed {
+        // Into the middle of whatever gives the space back.
+        std::thread::sleep(Duration::from_millis(2500));
+        store.node.kill()?;
+        store.node.start()?;
+        *mount = store.node.mount("v")?;
+        ensure!(!mount.join("second").exists(), "what was removed, durably, is there again");
+    }
+    let probe = mount.join("probe");
+    while let Err(error) = noise_file(&probe, 2 << 20, 99, &|_| {}) {
+        ensure!(
+            began.elapsed() < FREED_TIMEOUT,
+            "nothing can be written {FREED_TIMEOUT:?} after files were removed; {} MiB free, before {} MiB: {error:#}",
+            store.free_bytes()? >> 20,
+            full >> 20
+        );
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let took = began.elapsed().as_secs_f64();
     let gained = store.free_bytes()?.saturating_sub(full) >> 20;
     std::fs::remove_file(&probe)?;
     store.free_ballast()?;
-    Ok(format!("writes again after {:.1} s, {gained} MiB came back", began.elapsed().as_secs_f64()))
+    Ok(format!("{} MiB free; writes again after {took:.1} s, {gained} MiB more", full >> 20))
 }

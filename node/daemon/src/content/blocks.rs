@@ -97,6 +97,10 @@ impl BlockStore for NodeBlocks {
     fn protect(&self) -> Option<Protection> {
         Some(self.store.protect())
     }
+
+    fn relieve(&self) -> bool {
+        self.store.relieve()
+    }
 }
 
 /// What peers are served from: this host's own store, nothing fetched on their behalf.

@@ -18,22 +18,33 @@ use crate::content::added::Added;
 use crate::exit::{Code, Failure};
 use crate::garbage::marking::Marking;
 use crate::keepers::desk::Keepers;
+use crate::keepers::kept::Kept;
+use crate::run::OTHERS_FRACTION;
 use crate::volumes::space;
 use crate::wire::Collected;
 
 /// How often it is looked whether there is something to do.
-const LOOK_EVERY: Duration = Duration::from_secs(20);
+const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// Collections by themselves are this far apart, when the store grew enough or long ago.
 const PAUSE_MIN: Duration = Duration::from_secs(300);
 const PAUSE_MAX: Duration = Duration::from_secs(3600);
 
-/// While the disk is nearly full they may be closer.
+/// While the disk is nearly full they may be closer; and closer still when the log of a volume was folded, for that is what makes
+/// blocks unused: one begins the grace, one ends it, and one more takes what was put meanwhile.
 const PAUSE_TIGHT: Duration = Duration::from_secs(30);
+const PAUSE_FOLDED: Duration = Duration::from_secs(4);
+const COLLECTIONS_FOLDED: u32 = 3;
 
-/// What is on its way to be referred to has this long at least when space is short: far longer than any write or commit takes, and
-/// what takes longer holds a protection.
-const GRACE_TIGHT: Duration = Duration::from_secs(120);
+/// What is on its way to be referred to has this long when space is short: whoever puts a block for a volume, or adds something, holds
+/// a protection until it is referred to, so this is a margin.
+const GRACE_TIGHT: Duration = Duration::from_secs(4);
+
+/// The newest pack is sealed when space is short and it has this many bytes, so that what is unused in it goes, too.
+const SEAL_BYTES_MIN: u64 = 4 << 20;
+
+/// Bytes that stay free when live blocks are moved on a nearly full disk.
+const SWEEP_FREE_BYTES: u64 = 8 << 20;
 
 /// The store may grow by this much, and by half of what it was, before anything is done.
 const GROWTH_BYTES: u64 = 1 << 30;
@@ -63,6 +74,10 @@ struct Pace {
     last: Duration,
     /// Bytes of packs after the last collection.
     bytes_after: u64,
+    /// Sum of the commits that the volumes' trees contain, as of the last look while space was short.
+    folded: u64,
+    /// Collections that are due soon because it grew.
+    n_due: u32,
     /// Volumes that were removed from the catalogue, and since when that is known.
     removed: BTreeMap<VolumeId, Duration>,
 }
@@ -92,10 +107,17 @@ impl Garbage {
     /// Collects if it is time. Blocks for as long as it takes.
     pub(crate) fn collect_if_due(&self) {
         let Some(mut pace) = self.running.try_lock() else { return };
-        let Some(waste_percent) = self.due(&pace) else { return };
+        let due = self.due(&mut pace);
+        if pace.n_due == 0
+            && let Some(reserve) = self.keepers.blocks().store().reserve()
+        {
+            reserve.fill(self.reserve_bytes / OTHERS_FRACTION);
+        }
+        let Some(waste_percent) = due else { return };
         let result = self.collect(&mut pace, waste_percent);
         // Also after a failure: what stands in the way now will mostly still do so in a moment.
         pace.last = self.started.elapsed();
+        pace.n_due = pace.n_due.saturating_sub(1);
         match &result {
             Ok(done) if done.bytes_removed > 0 || done.volumes_dropped > 0 => {
                 tracing::info!(?done, "space given back");
@@ -119,11 +141,17 @@ impl Garbage {
     }
 
     /// How wasteful a pack must be, if it is time for a collection.
-    fn due(&self, pace: &Pace) -> Option<u64> {
+    fn due(&self, pace: &mut Pace) -> Option<u64> {
         let since = self.started.elapsed().saturating_sub(pace.last);
         if self.is_tight() {
-            return (since >= PAUSE_TIGHT.min(self.grace)).then_some(WASTE_PERCENT_TIGHT);
+            let folded = self.folded();
+            if pace.folded != std::mem::replace(&mut pace.folded, folded) {
+                pace.n_due = COLLECTIONS_FOLDED;
+            }
+            let pause = if pace.n_due > 0 { PAUSE_FOLDED } else { PAUSE_TIGHT };
+            return (since >= pause.min(self.grace)).then_some(WASTE_PERCENT_TIGHT);
         }
+        pace.n_due = 0;
         let bytes = self.keepers.blocks().store().pack_bytes().unwrap_or(0);
         let grown = bytes.saturating_sub(pace.bytes_after);
         let is_much = grown >= GROWTH_BYTES + pace.bytes_after / 2;
@@ -132,8 +160,18 @@ impl Garbage {
     }
 
     fn is_tight(&self) -> bool {
-        let free = space::free(self.keepers.store().root()).map_or(u64::MAX, |space| space.free);
+        let reserve = self.keepers.blocks().store().reserve().map(|reserve| &**reserve);
+        let free = space::free(self.keepers.store().root(), reserve).map_or(u64::MAX, |space| space.free);
         free < 2 * self.reserve_bytes
+    }
+
+    /// Grows when a log is folded into a tree.
+    fn folded(&self) -> u64 {
+        let contained = |kept: &Arc<Kept>| match kept.local() {
+            Some(volume) => volume.status().base_seq,
+            None => kept.promise().checkpoint.map_or(0, |checkpoint| checkpoint.tip.seq),
+        };
+        self.keepers.all().iter().map(contained).sum()
     }
 
     fn collect(&self, pace: &mut Pace, waste_percent: u64) -> Result<Collected, Failure> {
@@ -145,12 +183,18 @@ impl Garbage {
         let store = self.keepers.blocks().store();
         // What copies are thought to be whole rests on nothing going away meanwhile.
         let swept = self.keepers.hydration().while_paused(TURN_TIMEOUT, || {
-            let grace = if self.is_tight() { self.grace.min(GRACE_TIGHT) } else { self.grace };
+            let is_tight = self.is_tight();
+            let grace = if is_tight { self.grace.min(GRACE_TIGHT) } else { self.grace };
+            if is_tight && let Err(e) = store.seal_newest(SEAL_BYTES_MIN) {
+                tracing::warn!(error = chain(&e), "the newest pack is left as it is");
+            }
             let Some(sweep) = store.begin_sweep(now, grace) else {
                 return Err(Failure::conflict("the store is being verified: try again when that is done"));
             };
             let live = self.mark()?;
-            let options = SweepOptions { waste_percent, reserve_bytes: self.reserve_bytes / 2 };
+            let keep_free = if is_tight { SWEEP_FREE_BYTES } else { self.reserve_bytes / 2 };
+            let options =
+                SweepOptions { waste_percent, reserve_bytes: keep_free.min(self.reserve_bytes / 2) };
             sweep
                 .run(&live, options, &mut || !self.is_stopping())
                 .map_err(|e| Failure::failed(format!("give back space: {}", chain(&e))))

@@ -226,9 +226,13 @@ impl Keepers {
         };
         let message = match (kept, envelope.message) {
             (None, _) => Message::NotHere,
-            (Some(kept), Message::Append(append)) => kept.append(from, append, |commits, commit_seq| {
-                before_ack::ready(self, &kept, from, commits, commit_seq)
-            }),
+            (Some(kept), Message::Append(append)) => {
+                // Blocks that come before the commits that refer to them.
+                let _protection = self.blocks.store().protect();
+                kept.append(from, append, |commits, commit_seq| {
+                    before_ack::ready(self, &kept, from, commits, commit_seq)
+                })
+            }
             (Some(kept), message) => kept.ask(from, message),
         };
         Ok(Envelope { volume: id, message }.encode())

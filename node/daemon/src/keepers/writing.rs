@@ -233,8 +233,10 @@ fn open_at(
     options.replicator = Arc::clone(bell) as _;
     options.reserve_bytes = Some(limits.reserve_bytes);
     options.checkpoint_log_bytes = limits.checkpoint_log_bytes;
+    let reserve = keepers.blocks().store().reserve().cloned();
     options.space = Arc::new(move || {
-        space::free(&root).unwrap_or(remora_volume::volume::options::Space { total: 0, free: 0 })
+        space::free(&root, reserve.as_deref())
+            .unwrap_or(remora_volume::volume::options::Space { total: 0, free: 0 })
     });
     let volume = Volume::open(options)
         .map_err(|e| Failure::new(Code::Damaged, format!("open volume {}: {}", record.name, chain(&e))))?;

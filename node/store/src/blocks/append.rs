@@ -96,6 +96,44 @@ impl Shared {
         }
     }
 
+    pub(super) fn relieve(&self) -> bool {
+        self.options.reserve.as_ref().is_some_and(|reserve| reserve.give())
+    }
+
+    /// As [`Shared::append`], with what is set aside for a full disk.
+    pub(super) fn append_from_reserve(
+        &self,
+        cid: &Cid,
+        digest: &Digest,
+        bytes: &[u8],
+    ) -> Result<(), BlocksError> {
+        loop {
+            match self.append(cid, digest, bytes) {
+                Err(BlocksError::Full { .. }) if self.relieve() => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Begins the next pack if this one has at least `bytes_min`; answers whether it did.
+    pub(super) fn roll_early(&self, bytes_min: u64) -> Result<bool, DiskFault> {
+        let mut append = self.append.lock();
+        if append.entries.is_empty() || append.end.at < bytes_min || self.group.failed().is_some() {
+            return Ok(false);
+        }
+        loop {
+            match self.roll(&mut append) {
+                Err(fault) if fault.is_full() && self.relieve() => {}
+                Ok(()) => {
+                    // The seal is to be synced, and everything before the new pack with it, as if a block had been written.
+                    append.n_written += 1;
+                    return Ok(true);
+                }
+                Err(fault) => return Err(fault),
+            }
+        }
+    }
+
     /// Seals the pack and begins the next. The seal becomes durable with the next sync.
     pub(super) fn roll(&self, append: &mut Append) -> Result<(), DiskFault> {
         let next = open::create_pack(&*self.disk, &self.dir, append.pack.number + 1)?;

@@ -37,7 +37,7 @@ const BATCH: usize = 256;
 pub struct SweepOptions {
     /// A pack is written anew when at least this part of it, in percent, is dead. One without a live block goes in any case.
     pub waste_percent: u64,
-    /// Bytes of the disk that stay free: no live block is moved that would take them.
+    /// Bytes of the disk that stay free, with what is set aside: no live block is moved that would take them.
     pub reserve_bytes: u64,
 }
 
@@ -71,6 +71,14 @@ pub struct Sweep<'a> {
 }
 
 impl Blocks {
+    /// Begins a new pack if the newest has at least `bytes_min`, so that sweeps may look at that one, too. Answers whether it did.
+    ///
+    /// # Errors
+    /// The new pack cannot be made; everything is as it was.
+    pub fn seal_newest(&self, bytes_min: u64) -> Result<bool, BlocksError> {
+        Ok(self.shared.roll_early(bytes_min)?)
+    }
+
     /// Begins a sweep; `None` while another one or a `verify` runs. `now` is the time since any fixed point, `grace` how long what
     /// was put or kept is left alone. Everything that must stay has to be found by the caller after this call.
     pub fn begin_sweep(&self, now: Duration, grace: Duration) -> Option<Sweep<'_>> {
@@ -207,7 +215,8 @@ impl Shared {
             return Ok(true);
         }
         let free = self.disk.free_bytes(&self.dir).map_err(DiskFault::at("measure free space", &self.dir))?;
-        Ok(free.saturating_sub(bytes) >= reserve)
+        let aside = self.options.reserve.as_ref().map_or(0, |reserve| reserve.bytes());
+        Ok(free.saturating_add(aside).saturating_sub(bytes) >= reserve)
     }
 
     /// Empties one pack and removes it; answers whether it did. It stays if something in it cannot be read.
@@ -273,7 +282,7 @@ impl Shared {
         let cid = cid_of_place(digest, place);
         match read_whole(pack, place, digest)? {
             Some(bytes) => {
-                self.append(&cid, digest, &bytes)?;
+                self.append_from_reserve(&cid, digest, &bytes)?;
                 swept.bytes_moved += u64::from(place.stored_bytes);
                 Ok(true)
             }

@@ -11,6 +11,12 @@ use crate::layout::{SPARE_SEGMENT, segment_name};
 use crate::log::segment::Segment;
 use crate::log::{LogError, Shared};
 
+/// Segments end on a page.
+const PAGE_BYTES: u64 = 4096;
+
+/// A segment takes this part of what is free on the disk at most, if it may be smaller.
+pub(super) const FREE_FRACTION: u64 = 8;
+
 /// The place where the next segment waits. At most one is made at a time.
 pub(super) struct Ahead {
     state: Mutex<State>,
@@ -88,7 +94,13 @@ impl Shared {
             return Ok(segment);
         }
         let (number, capacity) = self.next_of(current);
-        self.make_segment(number, capacity).map_err(full_or_failed)
+        let smallest = self.options.segment_bytes_first;
+        match self.make_segment(number, capacity).map_err(full_or_failed) {
+            Err(LogError::Full(_)) if capacity > smallest => {
+                self.make_segment(number, smallest).map_err(full_or_failed)
+            }
+            made => made,
+        }
     }
 
     /// Makes an empty prepared segment anew at the full size, for a frame that does not fit it.
@@ -97,7 +109,9 @@ impl Shared {
     }
 
     fn next_of(&self, current: &Segment) -> (u64, u64) {
-        let doubled = current.limit.saturating_mul(2);
+        let free = self.disk.free_bytes(&self.dir).unwrap_or(u64::MAX);
+        // What is written ahead is taken from others.
+        let doubled = current.limit.saturating_mul(2).min(free / FREE_FRACTION / PAGE_BYTES * PAGE_BYTES);
         let capacity = doubled.clamp(self.options.segment_bytes_first, self.options.segment_bytes_max);
         (current.number + 1, capacity)
     }

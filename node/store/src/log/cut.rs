@@ -13,6 +13,7 @@ use crate::frame::{
     piece_crcs,
 };
 use crate::layout::{SPARE_SEGMENT, fork_name, segment_name};
+use crate::log::ahead::FREE_FRACTION;
 use crate::log::segment::{Row, Segment, unfinished_path};
 use crate::log::{LogError, LogOptions, Shared, Tail, TailState};
 use crate::scan::mark_of;
@@ -129,6 +130,8 @@ fn install(
 pub(super) fn drop_before(shared: &Shared, seq: u64) -> Result<(), LogError> {
     let tail = shared.tail.lock();
     shared.check_writable()?;
+    let free = shared.disk.free_bytes(&shared.dir).unwrap_or(u64::MAX);
+    let is_tight = free / FREE_FRACTION < shared.options.segment_bytes_max;
     loop {
         let oldest = {
             let segments = shared.segments.read();
@@ -144,7 +147,10 @@ pub(super) fn drop_before(shared: &Shared, seq: u64) -> Result<(), LogError> {
         let is_unshared = Arc::strong_count(&oldest) == 1 + usize::from(holds(&tail, &oldest));
         let spare = shared.dir.join(SPARE_SEGMENT);
         let has_spare = shared.disk.open(&spare, OpenMode::Read).is_ok();
-        if is_unshared && !has_spare && oldest.limit >= shared.options.segment_bytes_max {
+        if is_tight && has_spare {
+            remove_durably(&*shared.disk, &shared.dir, &spare)?;
+        }
+        if is_unshared && !is_tight && !has_spare && oldest.limit >= shared.options.segment_bytes_max {
             shared.disk.rename(&oldest.path, &spare).map_err(DiskFault::at("spare segment", &oldest.path))?;
             shared.disk.sync_dir(&shared.dir).map_err(DiskFault::at("sync log directory", &shared.dir))?;
         } else {

@@ -160,6 +160,18 @@ impl DiskFile for SimFile {
         })
     }
 
+    fn allocate(&self, len: u64) -> io::Result<()> {
+        self.with(Some(CallKind::Write), |node, free, _| {
+            let at = node.current.len();
+            let more = (len as usize).saturating_sub(at);
+            if more as u64 > free {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            node.write(at, &vec![0; more]);
+            Ok(())
+        })
+    }
+
     fn sync_data(&self) -> io::Result<()> {
         let result = {
             let mut inner = self.inner.lock();

@@ -16,6 +16,12 @@ pub trait BlockStore: BlockSource + BlockSink + 'static {
     /// *Errors*: a failed sync is final for those blocks; the volume steps down.
     fn sync(&self) -> io::Result<()>;
 
+    /// Gives up a piece of what is set aside for a full disk; answers whether there was any. For what the volume has to write to
+    /// give back more: its log and the tree of a checkpoint.
+    fn relieve(&self) -> bool {
+        false
+    }
+
     /// While the answer lives, no block that is put from now on is given up because nothing refers to it yet. A store that gives
     /// nothing up answers `None`.
     fn protect(&self) -> Option<Protection> {
@@ -31,5 +37,9 @@ impl BlockStore for Blocks {
 
     fn protect(&self) -> Option<Protection> {
         Some(Blocks::protect(self))
+    }
+
+    fn relieve(&self) -> bool {
+        Blocks::relieve(self)
     }
 }

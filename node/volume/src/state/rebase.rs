@@ -150,6 +150,20 @@ impl State {
         next
     }
 
+    /// Whether both may well be the same file system: a check of what is quick to compare.
+    pub(crate) fn is_like(&self, other: &State) -> bool {
+        self.stats.inodes == other.stats.inodes
+            && self.next_ino == other.next_ino
+            && self.last_seq == other.last_seq
+            && self.orphans == other.orphans
+    }
+
+    /// Takes the place of `old`, which is the same file system over another base: who holds what there holds it here.
+    pub(crate) fn succeed(&mut self, old: &mut State) {
+        self.handles = std::mem::take(&mut old.handles);
+        self.size_limit = old.size_limit;
+    }
+
     /// The commit up to which the base being taken over reaches, while that goes on.
     #[must_use]
     pub fn rebasing_upto(&self) -> Option<u64> {

@@ -45,6 +45,8 @@ enum Task {
     Write { pen: Pen, is_synced: bool },
     /// Derive a checkpoint.
     Checkpoint,
+    /// Look how full the disk is.
+    Look,
     /// Nothing for this long, or until somebody changes something.
     Sleep(Option<Duration>),
 }
@@ -111,6 +113,7 @@ impl Shared {
                 }
             }
             Task::Checkpoint => self.try_checkpoint(),
+            Task::Look => self.look_at_space(),
             Task::Stop | Task::Sleep(_) => {}
         }
     }
@@ -136,6 +139,9 @@ impl Shared {
         if let Some(task) = write_task(core, now) {
             return task;
         }
+        if self.is_look_due(core, now) {
+            return Task::Look;
+        }
         if self.is_checkpoint_due(core, now) {
             core.wish.is_checkpointing = true;
             return Task::Checkpoint;
@@ -156,19 +162,24 @@ impl Shared {
         let is_long = tail >= self.checkpoint_log_bytes.max(part);
         let is_large = core.state.changes().reaches(&self.changes_max, 1)
             || core.journal.n_commits() >= CHECKPOINT_COMMITS;
-        is_long || is_large || (is_idle && core.journal.has_changed_since_base())
+        is_long || is_large || core.pressure.is_urgent() || (is_idle && core.journal.has_changed_since_base())
     }
 
     /// A checkpoint in the background: what goes wrong is logged, and tried again later.
     fn try_checkpoint(&self) {
-        let made = self.make_checkpoint();
+        let made = match self.room_if_tight().map(|room| self.checkpoint_part(room)) {
+            Some(Ok(Some(part))) => Ok(part),
+            Some(Err(error)) => Err(error),
+            Some(Ok(None)) | None => self.make_checkpoint(),
+        };
         let mut core = self.core.lock();
         let now = self.clock.elapsed();
-        core.wish.no_checkpoint_before = made.is_err().then(|| now + CHECKPOINT_PAUSE);
+        let pause = core.pressure.pause(made.is_ok()).or(made.is_err().then_some(CHECKPOINT_PAUSE));
+        core.wish.no_checkpoint_before = pause.map(|pause| now + pause);
         self.checkpoint_ended(&mut core);
         drop(core);
         if let Err(error) = made {
-            tracing::warn!(%error, "no checkpoint");
+            tracing::warn!(error = chain(&error), "no checkpoint");
         }
     }
 
@@ -191,10 +202,17 @@ impl Shared {
             .then(|| core.journal.touched() + CHECKPOINT_IDLE)
             .map(|at| core.wish.no_checkpoint_before.map_or(at, |not_before| not_before.max(at)))
             .map(|at| at.saturating_sub(now));
+        let look = self.next_look(core).map(|at| at.saturating_sub(now));
         // Whoever holds the pen may take longer than what is due; look again soon, not at once.
-        let soonest = [run, cut, sync, idle].into_iter().flatten().min()?;
+        let soonest = [run, cut, sync, idle, look].into_iter().flatten().min()?;
         Some(soonest.max(Duration::from_millis(5)))
     }
+}
+
+/// An error with everything that led to it.
+fn chain(error: &dyn std::error::Error) -> String {
+    std::iter::successors(error.source(), |error| error.source())
+        .fold(error.to_string(), |text, source| format!("{text}: {source}"))
 }
 
 /// Writing out, if it is due and nobody else is at it.

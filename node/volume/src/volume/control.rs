@@ -13,6 +13,7 @@ use crate::journal::{Journal, Start};
 use crate::op::Op;
 use crate::recover::{OpenError, replay_all};
 use crate::volume::options::{VolumeOptions, VolumeStatus};
+use crate::volume::pressure::Pressure;
 use crate::volume::shared::{Core, Shared, Wish};
 
 /// The reason a closed volume gives.
@@ -39,7 +40,9 @@ impl Shared {
             changed: replayed.changed,
         };
         let journal = Journal::new(start, durability);
-        let core = Core { state: replayed.state, journal, runs: Runs::default(), wish: Wish::default() };
+        let pressure = Pressure::new(replayed.freed_bytes);
+        let core =
+            Core { state: replayed.state, journal, runs: Runs::default(), wish: Wish::default(), pressure };
         let shared = Shared {
             core: Mutex::new(core),
             run_stored: Condvar::new(),

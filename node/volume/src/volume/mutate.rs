@@ -117,12 +117,14 @@ impl Shared {
             _ => (None, 0),
         };
         let entry = Entry { now: self.clock.elapsed(), refers_to, block_bytes, is_change: is_change(op) };
-        let Core { state, journal, .. } = core;
+        let Core { state, journal, pressure, .. } = core;
+        let bytes_before = state.stats().bytes;
         let applied = journal.record(
             &entry,
             |ops| op.encode(ops).data_offset,
             |seq, data_offset| state.apply(seq, data_offset, op),
         )?;
+        pressure.changed(bytes_before, state.stats().bytes);
         self.look_at_changes(core);
         if core.wish.is_parked {
             core.wish.is_parked = false;

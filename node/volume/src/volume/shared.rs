@@ -20,6 +20,7 @@ use crate::journal::durability::Replicator;
 use crate::state::State;
 use crate::state::changes::Changes;
 use crate::volume::options::Space;
+use crate::volume::pressure::Pressure;
 
 /// What the lock guards.
 pub(crate) struct Core {
@@ -31,6 +32,8 @@ pub(crate) struct Core {
     pub(crate) runs: Runs,
     /// What the background thread is asked to do.
     pub(crate) wish: Wish,
+    /// Whether the disk is nearly full, and what a checkpoint would help.
+    pub(crate) pressure: Pressure,
 }
 
 /// What the background thread is asked to do besides what the clock tells it.

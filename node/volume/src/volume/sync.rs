@@ -8,6 +8,7 @@
 //! every `Done` is called without a lock held.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::sync_channel;
 
 use remora_store::log::LogError;
@@ -133,7 +134,13 @@ impl Shared {
         let mut written = Vec::with_capacity(batches.len());
         let mut trouble = None;
         for batch in &batches {
-            match self.append(&pen.tip, batch) {
+            let mut appended = self.append(&pen.tip, batch);
+            while matches!(appended, Err(Trouble::Full)) && self.blocks.relieve() {
+                // What was seen of the disk is no longer so: the next write looks anew.
+                self.unlooked_bytes.store(0, Ordering::Relaxed);
+                appended = self.append(&pen.tip, batch);
+            }
+            match appended {
                 Ok(appended) => {
                     pen.tip = appended.tip;
                     written.push(appended);

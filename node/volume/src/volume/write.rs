@@ -1,5 +1,7 @@
 //! Writing file content: collected runs, whole chunks as blocks, everything else inline.
 
+use std::sync::atomic::Ordering;
+
 use bytes::Bytes;
 
 use remora_dag::block::{Block, BlockSink, Codec};
@@ -94,9 +96,12 @@ impl Shared {
         let len = bytes.len() as u64;
         let block = Block::seal(Codec::Raw, Bytes::from(bytes));
         let (cid, bytes) = (*block.cid(), block.bytes().clone());
+        // Until the reference is recorded, nothing else says that the block counts.
+        let _protection = self.blocks.protect();
         let stored = self.blocks.put(block);
         if let Err(error) = &stored {
             tracing::warn!(ino, %error, "a chunk goes into the log");
+            self.unlooked_bytes.store(0, Ordering::Relaxed);
         }
         let recorded = self.with_blocks(|core| {
             if stored.is_ok() {

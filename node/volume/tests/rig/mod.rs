@@ -14,6 +14,7 @@ use remora_store::disk::Disk;
 use remora_store::file_header::FileKind;
 use remora_store::index::IndexKind;
 use remora_store::log::{Log, LogOptions};
+use remora_store::reserve::Reserve;
 use remora_store::sim::SimDisk;
 use remora_vfs::attr::{Attr, Ino, NewNode, ROOT_INO, Timestamp};
 use remora_vfs::filesystem::{Caller, Filesystem, Reply};
@@ -35,12 +36,14 @@ pub struct Store {
 
 /// Opens log and blocks on a disk, making them if they are missing.
 pub fn store_on(disk: Arc<dyn Disk>) -> Store {
-    store_with(disk, 8 << 20)
+    store_with(disk, 8 << 20, None)
 }
 
-/// As [`store_on`], with a log of segments of so many bytes at most: the shorter, the more of it can be dropped.
-pub fn store_with(disk: Arc<dyn Disk>, segment_bytes_max: u64) -> Store {
+/// As [`store_on`], with a log of segments of so many bytes at most (the shorter, the more of it can be dropped), and something set
+/// aside for a full disk.
+pub fn store_with(disk: Arc<dyn Disk>, segment_bytes_max: u64, reserve: Option<Arc<Reserve>>) -> Store {
     let mut options = BlocksOptions::new(IndexKind::Memory);
+    options.reserve = reserve;
     options.is_background = false;
     let blocks = Arc::new(Blocks::open(disk.clone(), Path::new("/data/packs"), options).unwrap());
     let mut options = LogOptions::new(FileKind::VolumeLog, VOLUME);
