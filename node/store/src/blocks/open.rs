@@ -82,13 +82,7 @@ pub(super) fn open(
             None => {}
         }
     }
-    let (pack, opened) = match tail {
-        Some((pack, opened)) => {
-            pack.hold()?;
-            (pack, opened)
-        }
-        None => (Arc::new(create_pack(&*disk, dir, highest + 1)?), Opened { entries: Vec::new(), end: None }),
-    };
+    let (pack, opened) = pack_to_write(&*disk, dir, tail, highest + 1)?;
     let end = match opened.end {
         Some(end) if end.at > FILE_HEADER_BYTES => end,
         _ => PackEnd { at: FILE_HEADER_BYTES, prev: last_prev },
@@ -123,6 +117,22 @@ pub(super) fn open(
         signal: drain::Signal::default(),
     };
     Ok((shared, recovery))
+}
+
+/// The pack that is written on: the unsealed last one, else a new one.
+fn pack_to_write(
+    disk: &dyn Disk,
+    dir: &Path,
+    tail: Option<(Arc<Pack>, Opened)>,
+    next: u64,
+) -> Result<(Arc<Pack>, Opened), BlocksError> {
+    match tail {
+        Some((pack, opened)) => {
+            pack.hold()?;
+            Ok((pack, opened))
+        }
+        None => Ok((Arc::new(create_pack(disk, dir, next)?), Opened { entries: Vec::new(), end: None })),
+    }
 }
 
 /// Makes an empty pack, durable with its name when it returns.
