@@ -188,9 +188,8 @@ fn open_blocks(data: &DataDir, reserve_bytes: u64) -> Result<(Arc<Blocks>, Vec<S
         options.pack_bytes = options.pack_bytes.min(reserve_bytes).max(PACK_BYTES_MIN);
     }
     let aside = reserve_bytes - reserve_bytes / OTHERS_FRACTION;
-    let reserve = Reserve::open(Arc::new(RealDisk), &data.store().reserve(), aside);
-    reserve.fill(reserve_bytes / OTHERS_FRACTION);
-    options.reserve = Some(Arc::new(reserve));
+    // The collector fills it, once the node has started.
+    options.reserve = Some(Arc::new(Reserve::open(Arc::new(RealDisk), &data.store().reserve(), aside)));
     let blocks = Blocks::open(Arc::new(RealDisk), &data.store().packs(), options)
         .map_err(|e| Failure::new(Code::Damaged, format!("open the block store: {}", chain(&e))))?;
     let recovery = blocks.recovery();

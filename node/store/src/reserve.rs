@@ -33,22 +33,22 @@ pub struct Reserve {
 struct Held {
     file: Option<Arc<dyn DiskFile>>,
     bytes: u64,
+    /// It was left by an earlier process, and may be a hole.
+    is_unproven: bool,
     /// The file system allocates nothing.
     is_refused: bool,
 }
 
 impl Reserve {
-    /// Takes up what an earlier process left at `path`; allocates nothing yet. Whatever is wrong with it, it is then empty.
+    /// Takes up what an earlier process left at `path`, as it is: what was set aside is changed by [`Reserve::fill`] first.
     pub fn open(disk: Arc<dyn Disk>, path: &Path, wanted: u64) -> Reserve {
         let mut held = Held::default();
         if wanted == 0 {
             // Most often it is not there.
             let _gone = disk.remove(path);
         } else if let Ok(file) = disk.open(path, OpenMode::ReadWrite) {
-            let len = file.len().unwrap_or(0).min(wanted);
-            // A copy of a data directory may have a hole instead.
-            let is_whole = file.set_len(len).and_then(|()| file.allocate(len)).is_ok();
-            held.bytes = if is_whole { len } else { 0 };
+            held.bytes = file.len().unwrap_or(0).min(wanted);
+            held.is_unproven = true;
             held.file = Some(file);
         }
         Reserve { disk, path: path.to_path_buf(), wanted, held: Mutex::new(held) }
@@ -62,6 +62,7 @@ impl Reserve {
     /// Allocates what is missing, as far as `keep_free` bytes of the disk stay free beside it.
     pub fn fill(&self, keep_free: u64) {
         let mut held = self.held.lock();
+        prove(&mut held);
         let missing = self.wanted - held.bytes;
         if missing == 0 || held.is_refused {
             return;
@@ -112,6 +113,14 @@ impl Reserve {
     }
 }
 
+/// Sees to it that what an earlier process left is allocated: a copy of a data directory may have a hole instead.
+fn prove(held: &mut Held) {
+    let Some(file) = held.file.clone().filter(|_| std::mem::take(&mut held.is_unproven)) else { return };
+    if file.set_len(held.bytes).and_then(|()| file.allocate(held.bytes)).is_err() {
+        held.bytes = 0;
+    }
+}
+
 impl fmt::Debug for Reserve {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reserve")
@@ -144,8 +153,14 @@ mod tests {
         assert!(reserve.give());
         assert_eq!((reserve.bytes(), path.metadata().unwrap().len()), (6 << 20, 6 << 20));
         drop(reserve);
+        let left = path.metadata().unwrap().modified().unwrap();
         let reserve = Reserve::open(Arc::new(RealDisk), &path, 10 << 20);
         assert_eq!(reserve.bytes(), 6 << 20);
+        assert_eq!(
+            path.metadata().unwrap().modified().unwrap(),
+            left,
+            "a start that is refused changes nothing"
+        );
         assert!(reserve.give() && reserve.give() && !reserve.give());
         assert_eq!(path.metadata().unwrap().len(), 0);
     }
