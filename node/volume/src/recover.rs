@@ -131,15 +131,18 @@ pub struct Replayed {
 /// The newest commit of a log; `None` if it is empty.
 pub fn last_commit(log: &Log) -> Result<Option<Commit>, OpenError> {
     let Some(tail) = log.tail() else { return Ok(None) };
-    let frame = log.frame(tail.position)?;
-    Commit::decode(frame.payload).map(Some).map_err(|source| OpenError::Commit { seq: tail.seq, source })
+    commit_in(log.frame(tail.position)?).map(Some)
 }
 
 /// Commit `seq` of a log; `None` if the log does not have it.
 pub fn commit_at(log: &Log, seq: u64) -> Result<Option<Commit>, OpenError> {
     let Some(position) = log.position_of(seq) else { return Ok(None) };
-    let frame = log.frame(position)?;
-    Commit::decode(frame.payload).map(Some).map_err(|source| OpenError::Commit { seq, source })
+    commit_in(log.frame(position)?).map(Some)
+}
+
+fn commit_in(frame: Frame) -> Result<Commit, OpenError> {
+    let seq = frame.header.meta.seq;
+    Commit::decode(frame.payload).map_err(|source| OpenError::Commit { seq, source })
 }
 
 /// Replays what the log says over the base its newest commit names, or over `genesis` if the log is empty.
@@ -231,9 +234,9 @@ fn each_commit(log: &Log, base_seq: u64, upto: u64, take: &mut dyn FnMut(Read) -
 }
 
 fn read_commit(frame: Frame) -> Read {
-    let seq = frame.header.meta.seq;
-    let commit = Commit::decode(frame.payload).map_err(|source| OpenError::Commit { seq, source })?;
-    let place = Payload::Log { position: frame.position, ops_offset: commit.ops_offset() };
+    let position = frame.position;
+    let commit = commit_in(frame)?;
+    let place = Payload::Log { position, ops_offset: commit.ops_offset() };
     Ok((commit, place))
 }
 
