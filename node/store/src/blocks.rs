@@ -364,6 +364,11 @@ impl Blocks {
         self.shared.options.reserve.as_ref()
     }
 
+    /// Bytes of it that are allocated now.
+    pub fn aside_bytes(&self) -> u64 {
+        self.shared.aside_bytes()
+    }
+
     /// Gives up a piece of the space that is set aside; answers whether there was any. For whoever has to write something on a full
     /// disk that will give back more.
     pub fn relieve(&self) -> bool {

@@ -73,12 +73,13 @@ fn failures(services: &Services) -> Vec<String> {
 
 fn stat(services: &Services) -> StoreStat {
     let stat = services.blocks.store().stat().unwrap_or_default();
-    let reserve = services.blocks.store().reserve().map(|reserve| &**reserve);
+    let aside_bytes = services.blocks.store().aside_bytes();
     StoreStat {
         blocks: stat.n_blocks,
         bytes: stat.pack_bytes,
         packs: stat.n_packs,
-        free_bytes: crate::volumes::space::free(services.data.root(), reserve).map_or(0, |space| space.free),
+        free_bytes: crate::volumes::space::free(services.data.root(), aside_bytes)
+            .map_or(0, |space| space.free),
     }
 }
 

@@ -2,16 +2,12 @@
 
 use std::path::Path;
 
-use remora_store::reserve::Reserve;
 use remora_volume::volume::options::Space;
 
-/// Total and free bytes of the file system below `path`, as any user may use them; what is set aside for a full disk counts as free,
-/// as what must stay free contains it.
-pub(crate) fn free(path: &Path, reserve: Option<&Reserve>) -> Option<Space> {
+/// Total and free bytes of the file system below `path`, as any user may use them; the bytes that are set aside for a full disk
+/// count as free, as what must stay free contains them.
+pub(crate) fn free(path: &Path, aside_bytes: u64) -> Option<Space> {
     let stat = rustix::fs::statvfs(path).ok()?;
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-    Some(Space {
-        total: stat.f_blocks.saturating_mul(stat.f_frsize),
-        free: free.saturating_add(reserve.map_or(0, Reserve::bytes)),
-    })
+    Some(Space { total: stat.f_blocks.saturating_mul(stat.f_frsize), free: free.saturating_add(aside_bytes) })
 }

@@ -96,6 +96,10 @@ impl Shared {
         }
     }
 
+    pub(super) fn aside_bytes(&self) -> u64 {
+        self.options.reserve.as_ref().map_or(0, |reserve| reserve.bytes())
+    }
+
     pub(super) fn relieve(&self) -> bool {
         self.options.reserve.as_ref().is_some_and(|reserve| reserve.give())
     }

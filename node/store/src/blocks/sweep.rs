@@ -215,8 +215,7 @@ impl Shared {
             return Ok(true);
         }
         let free = self.disk.free_bytes(&self.dir).map_err(DiskFault::at("measure free space", &self.dir))?;
-        let aside = self.options.reserve.as_ref().map_or(0, |reserve| reserve.bytes());
-        Ok(free.saturating_add(aside).saturating_sub(bytes) >= reserve)
+        Ok(free.saturating_add(self.aside_bytes()).saturating_sub(bytes) >= reserve)
     }
 
     /// Empties one pack and removes it; answers whether it did. It stays if something in it cannot be read.
