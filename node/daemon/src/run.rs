@@ -10,6 +10,7 @@ use remora_net::exchange::Exchange;
 use remora_net::net::Net;
 use remora_store::blocks::{Blocks, BlocksOptions};
 use remora_store::disk::RealDisk;
+use remora_store::fault::chain;
 use remora_store::index::IndexKind;
 use remora_store::layout::pack_name;
 use remora_store::lock::DataLock;
@@ -19,13 +20,12 @@ use tokio::sync::watch;
 
 use crate::api::{self, Services};
 use crate::config::Config;
-use crate::content::add::chain;
 use crate::content::added::Added;
 use crate::content::blocks::NodeBlocks;
 use crate::engine::driver::Driver;
 use crate::engine::seeding;
 use crate::exit::{Code, Context, Failure};
-use crate::garbage::collecting::{self, Garbage};
+use crate::garbage::collecting::Garbage;
 use crate::keepers::desk::Keepers;
 use crate::keepers::{heal, hydrate};
 use crate::members::membership::Membership;
@@ -102,9 +102,16 @@ async fn live(data: &DataDir, socket: &Path, config: Config, papers: Papers) -> 
         tokio::spawn(announce(Arc::clone(&members), net.clone())),
         tokio::spawn(spread::rounds(Arc::clone(&members), net.clone())),
         tokio::spawn(sweep(Arc::clone(&volumes))),
-        tokio::spawn(hydrate::rounds(Arc::clone(&keepers))),
-        tokio::spawn(collecting::rounds(Arc::clone(&garbage))),
-        tokio::spawn(heal::rounds(Arc::clone(&keepers))),
+        tokio::spawn(again(
+            hydrate::EVERY,
+            "bring volumes to this host",
+            Arc::clone(&keepers),
+            hydrate::round,
+        )),
+        tokio::spawn(again(garbage.every(), "give back space", Arc::clone(&garbage), |garbage| {
+            garbage.collect_if_due();
+        })),
+        tokio::spawn(again(heal::EVERY, "heal damaged logs", Arc::clone(&keepers), heal::round)),
     ];
     driver.connect(Arc::clone(&volumes));
     let services = Arc::new(Services {
@@ -171,6 +178,17 @@ async fn finish(
     let volumes = Arc::clone(volumes);
     if let Err(e) = tokio::task::spawn_blocking(move || volumes.stop()).await {
         tracing::error!(error = %e, "hand the volumes back");
+    }
+}
+
+/// Does blocking work again and again, until the daemon ends; a panic in it is told and does not end it.
+async fn again<T: Send + Sync + 'static>(every: Duration, what: &'static str, of: Arc<T>, work: fn(&Arc<T>)) {
+    loop {
+        tokio::time::sleep(every).await;
+        let of = Arc::clone(&of);
+        if let Err(e) = tokio::task::spawn_blocking(move || work(&of)).await {
+            tracing::error!(error = %e, "{what}");
+        }
     }
 }
 

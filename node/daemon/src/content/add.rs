@@ -6,6 +6,7 @@ use remora_dag::errors::WriteError;
 use remora_dag::file::{FileBuilder, FileRoot};
 use remora_dag::profile::Profile;
 use remora_dag::unixfs::symlink_node;
+use remora_store::fault::chain;
 use remora_volume::journal::blocks::BlockStore;
 
 use crate::exit::{Code, Context, Failure};
@@ -119,16 +120,4 @@ fn written(error: WriteError) -> Failure {
         _ => Code::Failed,
     };
     Failure::new(code, format!("store the files: {}", chain(&error)))
-}
-
-/// An error with its causes, on one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
-        cause = inner.source();
-    }
-    text
 }

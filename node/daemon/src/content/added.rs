@@ -6,11 +6,11 @@ use std::sync::Arc;
 use cid::Cid;
 use parking_lot::Mutex;
 use remora_store::disk::RealDisk;
+use remora_store::fault::chain;
 use remora_store::file_header::FileKind;
 use remora_store::log::{LogOptions, Recovery};
 use remora_store::registry::Registry;
 
-use crate::content::add::chain;
 use crate::exit::{Code, Failure};
 use crate::paths::DataDir;
 

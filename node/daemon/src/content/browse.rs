@@ -9,8 +9,8 @@ use remora_dag::file::FileNode;
 use remora_dag::list::{Position, list_after, lookup};
 use remora_dag::read::{BlockNodes, file_size};
 use remora_dag::unixfs::{NodeType, decode};
+use remora_store::fault::chain;
 
-use crate::content::add::chain;
 use crate::exit::{Code, Failure};
 use crate::wire::{Listed, NodeStat};
 

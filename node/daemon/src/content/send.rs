@@ -5,8 +5,8 @@ use cid::Cid;
 use remora_dag::block::BlockSource;
 use remora_dag::read::FileReader;
 use remora_dag::unixfs::symlink_target;
+use remora_store::fault::chain;
 
-use crate::content::add::chain;
 use crate::content::browse::{Kind, entries, kind, read};
 use crate::exit::{Code, Failure};
 use crate::wire::{DATA_BYTES_MAX, Record};

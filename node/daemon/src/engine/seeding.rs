@@ -15,8 +15,8 @@ use remora_cluster::registry::catalogue::CatalogueEntry;
 use remora_cluster::registry::entry::Key;
 use remora_cluster::volume_record::VolumeRecord;
 use remora_fuse_mount::docker::engine::{Engine, EngineError, EngineVolume, Seed};
+use remora_store::fault::chain;
 
-use crate::content::add::chain;
 use crate::members::membership::Membership;
 use crate::members::now::unix_ms;
 

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use remora_cluster::identity::VolumeId;
 use remora_store::blocks::sweep::{SweepOptions, Swept};
+use remora_store::fault::chain;
 
 use crate::config::Config;
-use crate::content::add::chain;
 use crate::content::added::Added;
 use crate::exit::{Code, Failure};
 use crate::garbage::marking::Marking;
@@ -104,6 +104,11 @@ impl Garbage {
         self.collect(&mut pace, WASTE_PERCENT_TIGHT)
     }
 
+    /// How often [`Garbage::collect_if_due`] is worth a call.
+    pub(crate) fn every(&self) -> Duration {
+        LOOK_EVERY.min(self.grace)
+    }
+
     /// Collects if it is time. Blocks for as long as it takes.
     pub(crate) fn collect_if_due(&self) {
         let Some(mut pace) = self.running.try_lock() else { return };
@@ -160,8 +165,8 @@ impl Garbage {
     }
 
     fn is_tight(&self) -> bool {
-        let reserve = self.keepers.blocks().store().reserve().map(|reserve| &**reserve);
-        let free = space::free(self.keepers.store().root(), reserve).map_or(u64::MAX, |space| space.free);
+        let aside_bytes = self.keepers.blocks().store().aside_bytes();
+        let free = space::free(self.keepers.store().root(), aside_bytes).map_or(u64::MAX, |space| space.free);
         free < 2 * self.reserve_bytes
     }
 
@@ -267,16 +272,5 @@ fn collected(swept: &Swept, volumes_dropped: u64, bytes_after: u64) -> Collected
         blocks_removed: swept.n_blocks_removed,
         bytes_unused_left: swept.bytes_dead_left,
         bytes_after,
-    }
-}
-
-/// Looks now and then whether space can be given back, until the daemon ends.
-pub(crate) async fn rounds(garbage: Arc<Garbage>) {
-    loop {
-        tokio::time::sleep(LOOK_EVERY.min(garbage.grace)).await;
-        let garbage = Arc::clone(&garbage);
-        if let Err(e) = tokio::task::spawn_blocking(move || garbage.collect_if_due()).await {
-            tracing::error!(error = %e, "give back space");
-        }
     }
 }

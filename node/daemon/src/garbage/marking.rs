@@ -14,10 +14,10 @@ use remora_dag::walk::links_of;
 use remora_store::blocks::Blocks;
 use remora_store::blocks::touches::Live;
 use remora_store::disk::RealDisk;
+use remora_store::fault::chain;
 use remora_store::log::Log;
 use remora_volume::commit::{Commit, digest_in};
 
-use crate::content::add::chain;
 use crate::keepers::desk::Keepers;
 use crate::keepers::hydrate::collect::{Collect, Known, Reach, Stopped};
 use crate::keepers::kept::Kept;

@@ -3,12 +3,11 @@
 use cid::Cid;
 use remora_cluster::tip::{Chain, Checkpoint, CommitHeader, CommitId, Term, Tip};
 use remora_dag::block::Codec;
+use remora_store::fault::chain as cause;
 use remora_store::frame::{FrameKind, FrameMeta};
 use remora_store::log::{Frame, Log};
 use remora_store::scan::FrameView;
 use remora_volume::commit::Commit;
-
-use crate::content::add::chain as cause;
 
 /// The header of a commit. The first commit of a volume follows a tree, which the machines know as "no commit yet".
 pub(crate) fn header_of(commit: &Commit) -> CommitHeader {

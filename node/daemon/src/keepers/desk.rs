@@ -15,13 +15,13 @@ use remora_cluster::volume_record::VolumeRecord;
 use remora_dag::block::BlockSink;
 use remora_net::exchange::Providers;
 use remora_net::protocol::Protocol;
+use remora_store::fault::chain;
 use remora_store::layout::{DataDir as StoreDir, parse_volume_name};
 use remora_vfs::attr::Timestamp;
 use remora_volume::commit::digest_in;
 use remora_volume::journal::blocks::BlockStore;
 use remora_volume::volume::options::Base;
 
-use crate::content::add::chain;
 use crate::content::blocks::NodeBlocks;
 use crate::exit::{Code, Context, Failure};
 use crate::keepers::hydrate::{Hydration, before_ack};

@@ -10,32 +10,22 @@ use bytes::Bytes;
 use remora_cluster::identity::PeerId;
 use remora_cluster::message::{COMMIT_BYTES_MAX, Message};
 use remora_cluster::tip::{CommitId, Tip};
+use remora_store::fault::chain as cause;
 use remora_store::frame::FrameMeta;
 use remora_volume::commit::Commit;
 
-use crate::content::add::chain as cause;
 use crate::keepers::chain::{frame_of, tip_of};
 use crate::keepers::desk::Keepers;
 use crate::keepers::kept::Kept;
 
 /// How often damaged logs are looked after.
-const EVERY: Duration = Duration::from_secs(3);
+pub(crate) const EVERY: Duration = Duration::from_secs(3);
 
 /// Bytes of commits that are held in memory for one log at most.
 const LOST_BYTES_MAX: usize = 1 << 30;
 
-/// Looks after damaged logs for as long as the daemon runs.
-pub(crate) async fn rounds(keepers: Arc<Keepers>) {
-    loop {
-        tokio::time::sleep(EVERY).await;
-        let keepers = Arc::clone(&keepers);
-        if let Err(e) = tokio::task::spawn_blocking(move || round(&keepers)).await {
-            tracing::error!(error = %e, "heal damaged logs");
-        }
-    }
-}
-
-fn round(keepers: &Arc<Keepers>) {
+/// Looks after damaged logs once.
+pub(crate) fn round(keepers: &Arc<Keepers>) {
     for kept in keepers.all().into_iter().filter(|kept| kept.log().is_read_only()) {
         for peer in kept.partners() {
             match heal(keepers, &kept, peer) {

@@ -26,11 +26,11 @@ use remora_cluster::identity::VolumeId;
 use remora_cluster::tip::{Term, Tip};
 use remora_dag::block::{BlockSink, BlockSource};
 use remora_net::exchange::Exchange;
+use remora_store::fault::chain;
 use remora_volume::commit::Commit;
 use remora_volume::journal::blocks::BlockStore;
 use remora_volume::recover::last_commit;
 
-use crate::content::add::chain;
 use crate::keepers::chain::tip_at;
 use crate::keepers::desk::Keepers;
 use crate::keepers::hydrate::collect::{Collect, Known, Reach, Stopped};
@@ -38,7 +38,7 @@ use crate::keepers::hydrate::making::{Difference, Outcome, make};
 use crate::keepers::kept::Kept;
 
 /// How often volumes are looked at.
-const EVERY: Duration = Duration::from_secs(2);
+pub(crate) const EVERY: Duration = Duration::from_secs(2);
 
 /// How long a volume that changed hands is left to those who read it first.
 const SETTLE_TIME: Duration = Duration::from_secs(4);
@@ -187,18 +187,8 @@ impl Hydration {
     }
 }
 
-/// Looks after the volumes of this host until the daemon ends.
-pub(crate) async fn rounds(keepers: Arc<Keepers>) {
-    loop {
-        tokio::time::sleep(EVERY).await;
-        let keepers = Arc::clone(&keepers);
-        if let Err(e) = tokio::task::spawn_blocking(move || round(&keepers)).await {
-            tracing::error!(error = %e, "bring volumes to this host");
-        }
-    }
-}
-
-fn round(keepers: &Arc<Keepers>) {
+/// Looks after the volumes of this host once.
+pub(crate) fn round(keepers: &Arc<Keepers>) {
     let hydration = keepers.hydration();
     let mut all = hydration.round.lock();
     for kept in keepers.all() {

@@ -21,6 +21,7 @@ use remora_cluster::promise::Promise;
 use remora_cluster::tip::{Chain, Checkpoint, CommitHeader, Term, Tip};
 use remora_store::ctl::Slots;
 use remora_store::disk::{Disk, RealDisk};
+use remora_store::fault::chain as cause;
 use remora_store::file_header::FileKind;
 use remora_store::layout::{VolumeDir, is_unfinished, segment_name};
 use remora_store::log::{Log, LogError, LogOptions, Recovery};
@@ -28,7 +29,6 @@ use remora_volume::commit::Commit;
 use remora_volume::volume::Volume;
 use serde::{Deserialize, Serialize};
 
-use crate::content::add::chain as cause;
 use crate::exit::{Code, Failure};
 use crate::keepers::chain::{
     ChainBuilder, checkpoint_in, commits_after, frame_of, header_of, named_base, tip_at,

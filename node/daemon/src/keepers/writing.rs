@@ -11,12 +11,12 @@ use remora_cluster::identity::PeerId;
 use remora_cluster::registry::entry::{Holder, Key};
 use remora_cluster::tip::{Term, Tip};
 use remora_cluster::volume_record::VolumeRecord;
+use remora_store::fault::chain;
 use remora_volume::journal::durability::Durability as Rule;
 use remora_volume::op::Op;
 use remora_volume::volume::Volume;
 use remora_volume::volume::options::{Base, VolumeOptions};
 
-use crate::content::add::chain;
 use crate::exit::{Code, Context, Failure};
 use crate::keepers::acquiring::acquire;
 use crate::keepers::chain::tip_at;
@@ -233,9 +233,9 @@ fn open_at(
     options.replicator = Arc::clone(bell) as _;
     options.reserve_bytes = Some(limits.reserve_bytes);
     options.checkpoint_log_bytes = limits.checkpoint_log_bytes;
-    let reserve = keepers.blocks().store().reserve().cloned();
+    let store = Arc::clone(keepers.blocks().store());
     options.space = Arc::new(move || {
-        space::free(&root, reserve.as_deref())
+        space::free(&root, store.aside_bytes())
             .unwrap_or(remora_volume::volume::options::Space { total: 0, free: 0 })
     });
     let volume = Volume::open(options)

@@ -20,11 +20,11 @@ use remora_net::net::Net;
 use remora_net::protocol::Protocol;
 use remora_net::request::RequestError;
 use remora_store::disk::RealDisk;
+use remora_store::fault::chain;
 use remora_store::lock::DataLock;
 use remora_store::registry::Registry as RegistryFile;
 
 use crate::config::Config;
-use crate::content::add::chain;
 use crate::exit::{Code, Context, Failure};
 use crate::members::join::{JOIN_VERSION, JoinAnswer, JoinRequest};
 use crate::members::now::unix_ms;

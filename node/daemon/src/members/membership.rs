@@ -15,13 +15,13 @@ use remora_cluster::registry::exchange::{Merged, RegistryMessage};
 use remora_cluster::ticket::{Secret, Ticket, TicketBook};
 use remora_net::net::Net;
 use remora_store::disk::RealDisk;
+use remora_store::fault::chain;
 use remora_store::layout::segment_name;
 use remora_store::log::Recovery;
 use remora_store::registry::Registry as RegistryFile;
 use tokio::sync::watch;
 
 use crate::config::write_durably;
-use crate::content::add::chain;
 use crate::exit::{Code, Context, Failure};
 use crate::members::found::WEIGHT_DEFAULT;
 use crate::members::join::{JOIN_VERSION, JoinAnswer, JoinRequest};

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use remora_cluster::cert::{ClusterKey, SignedCertificate};
 use remora_cluster::identity::{ClusterId, PeerId};
 use remora_net::identity::{Identity, IdentityError};
+use remora_store::fault::chain;
 
 use crate::config::write_durably;
-use crate::content::add::chain;
 use crate::exit::{Code, Failure};
 use crate::paths::DataDir;
 

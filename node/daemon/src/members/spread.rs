@@ -10,8 +10,8 @@ use remora_cluster::identity::PeerId;
 use remora_cluster::registry::exchange::{EXCHANGE_BYTES_MAX, RegistryMessage};
 use remora_net::net::Net;
 use remora_net::protocol::Protocol;
+use remora_store::fault::chain;
 
-use crate::content::add::chain;
 use crate::members::membership::Membership;
 
 /// How long one message of an exchange may take.

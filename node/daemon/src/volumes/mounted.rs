@@ -13,10 +13,10 @@ use remora_cluster::volume_record::VolumeRecord;
 use remora_fuse_mount::docker::options::asks_for_acls;
 use remora_fuse_mount::mount::{Mount, MountOptions};
 use remora_fuse_mount::stale;
+use remora_store::fault::chain;
 use remora_vfs::filesystem::Filesystem;
 use rustix::mount::{MountFlags, UnmountFlags};
 
-use crate::content::add::chain;
 use crate::exit::{Code, Context, Failure};
 use crate::keepers::writing::Writing;
 use crate::volumes::users::{self, Users};

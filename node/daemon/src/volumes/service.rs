@@ -16,10 +16,10 @@ use remora_cluster::registry::catalogue::CatalogueEntry;
 use remora_cluster::registry::entry::Key;
 use remora_cluster::volume_record::{VolumeRecord, check_name};
 use remora_fuse_mount::docker::options::{VolumeOptions, asks_for_acls};
+use remora_store::fault::chain;
 use remora_volume::volume::Volume;
 
 use crate::config::Config;
-use crate::content::add::chain;
 use crate::exit::{Code, Context, Failure};
 use crate::keepers::desk::{Keepers, held};
 use crate::keepers::hydrate::Copy;

@@ -9,8 +9,8 @@ use remora_cluster::placement::choose;
 use remora_cluster::registry::Registry;
 use remora_cluster::volume_record::{KEEPERS_MAX, VolumeRecord, check_name};
 use remora_fuse_mount::docker::options::{self, VolumeOptions};
+use remora_store::fault::chain;
 
-use crate::content::add::chain;
 use crate::exit::Failure;
 use crate::wire::CreateVolume;
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use parking_lot::MutexGuard;
 
+use remora_store::fault::chain;
 use remora_vfs::attr::Ino;
 
 use crate::bulk::RUN_AGE_MAX;
@@ -207,12 +208,6 @@ impl Shared {
         let soonest = [run, cut, sync, idle, look].into_iter().flatten().min()?;
         Some(soonest.max(Duration::from_millis(5)))
     }
-}
-
-/// An error with everything that led to it.
-fn chain(error: &dyn std::error::Error) -> String {
-    std::iter::successors(error.source(), |error| error.source())
-        .fold(error.to_string(), |text, source| format!("{text}: {source}"))
 }
 
 /// Writing out, if it is due and nobody else is at it.

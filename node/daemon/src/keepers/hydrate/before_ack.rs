@@ -11,10 +11,10 @@ use cid::Cid;
 use remora_cluster::config::Durability;
 use remora_cluster::identity::PeerId;
 use remora_dag::block::BlockSink;
+use remora_store::fault::chain;
 use remora_volume::commit::Commit;
 use remora_volume::journal::blocks::BlockStore;
 
-use crate::content::add::chain;
 use crate::keepers::desk::Keepers;
 use crate::keepers::kept::Kept;
 

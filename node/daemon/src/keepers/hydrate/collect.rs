@@ -9,10 +9,9 @@ use bytes::Bytes;
 use cid::Cid;
 use remora_dag::block::Codec;
 use remora_dag::walk::links_of;
+use remora_store::fault::chain;
 use remora_volume::commit::{Commit, Digest, digest_in};
 use remora_volume::tree::{Tree, decode_orphan_page};
-
-use crate::content::add::chain;
 
 /// Blocks that are fetched at a time: 32 MiB at most, 16 MiB of full leaves.
 pub(super) const BATCH: usize = 16;

@@ -12,10 +12,10 @@ use bytes::Bytes;
 use cid::Cid;
 use parking_lot::Mutex;
 use remora_dag::block::{Block, BlockSink, BlockSource, SinkError, SourceError};
+use remora_store::fault::chain;
 use remora_volume::named_tree::{Made, NamedTreeError, make_named_tree};
 use remora_volume::volume::options::CHANGES_MAX;
 
-use crate::content::add::chain;
 use crate::keepers::desk::Keepers;
 use crate::keepers::hydrate::collect::Stopped;
 use crate::keepers::hydrate::rest;
