@@ -60,7 +60,7 @@ pub struct Options {
     /// Where it works and writes soak.log; a file `pause` there holds it up between rounds [default: a directory that is gone afterwards]
     #[arg(long)]
     work: Option<PathBuf>,
-    /// GiB of packs that a node may have: blocks are not collected yet, so this grows with what was written
+    /// GiB of packs that a node may have: more means that what nothing names any more is not given back
     #[arg(long, default_value_t = 10)]
     packs_gib: u64,
 }

@@ -17,6 +17,7 @@ use remora_store::lock::DataLock;
 use remora_store::reserve::Reserve;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use crate::api::{self, Services};
 use crate::config::Config;
@@ -98,21 +99,7 @@ async fn live(data: &DataDir, socket: &Path, config: Config, papers: Papers) -> 
     let volumes = Volumes::new(data, &config, Arc::clone(&members), Arc::clone(&keepers));
     members.connect(net.clone());
     peers.serve(Arc::clone(&keepers), net.clone());
-    let tasks = [
-        tokio::spawn(announce(Arc::clone(&members), net.clone())),
-        tokio::spawn(spread::rounds(Arc::clone(&members), net.clone())),
-        tokio::spawn(sweep(Arc::clone(&volumes))),
-        tokio::spawn(again(
-            hydrate::EVERY,
-            "bring volumes to this host",
-            Arc::clone(&keepers),
-            hydrate::round,
-        )),
-        tokio::spawn(again(garbage.every(), "give back space", Arc::clone(&garbage), |garbage| {
-            garbage.collect_if_due();
-        })),
-        tokio::spawn(again(heal::EVERY, "heal damaged logs", Arc::clone(&keepers), heal::round)),
-    ];
+    let tasks = start_rounds(&members, &net, &keepers, &garbage, &volumes);
     driver.connect(Arc::clone(&volumes));
     let services = Arc::new(Services {
         docker: parking_lot::Mutex::new(plugin.as_ref().map(|(_, path)| path.clone())),
@@ -146,7 +133,43 @@ async fn live(data: &DataDir, socket: &Path, config: Config, papers: Papers) -> 
         task.abort();
     }
     net.stop().await;
-    // The store is marked complete below: nothing may be put into it from here on.
+    close(garbage, keepers, added, &members, Arc::clone(blocks.store())).await;
+    let _gone = std::fs::remove_file(socket);
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// What a node does again and again beside serving requests.
+fn start_rounds(
+    members: &Arc<Membership>,
+    net: &Net,
+    keepers: &Arc<Keepers>,
+    garbage: &Arc<Garbage>,
+    volumes: &Arc<Volumes>,
+) -> [JoinHandle<()>; 6] {
+    [
+        tokio::spawn(announce(Arc::clone(members), net.clone())),
+        tokio::spawn(spread::rounds(Arc::clone(members), net.clone())),
+        tokio::spawn(again(SWEEP_EVERY, "look after the volumes", Arc::clone(volumes), |v| v.sweep())),
+        tokio::spawn(again(
+            hydrate::EVERY,
+            "bring volumes to this host",
+            Arc::clone(keepers),
+            hydrate::round,
+        )),
+        tokio::spawn(again(garbage.every(), "give back space", Arc::clone(garbage), |g| g.collect_if_due())),
+        tokio::spawn(again(heal::EVERY, "heal damaged logs", Arc::clone(keepers), heal::round)),
+    ]
+}
+
+/// Ends the work on copies; then the store is marked complete, and nothing may be put into it from there on.
+async fn close(
+    garbage: Arc<Garbage>,
+    keepers: Arc<Keepers>,
+    added: Arc<Added>,
+    members: &Membership,
+    store: Arc<Blocks>,
+) {
     let ended = tokio::task::spawn_blocking(move || {
         garbage.stop();
         keepers.hydration().stop();
@@ -157,21 +180,13 @@ async fn live(data: &DataDir, socket: &Path, config: Config, papers: Papers) -> 
         tracing::error!(error = %e, "end the work on copies");
     }
     members.close();
-    let store = Arc::clone(blocks.store());
     if let Err(e) = tokio::task::spawn_blocking(move || store.mark_clean()).await.map_err(|e| e.to_string()) {
         tracing::warn!(error = %e, "close the store");
     }
-    let _gone = std::fs::remove_file(socket);
-    tracing::info!("stopped");
-    Ok(())
 }
 
 /// Lets requests finish, then hands every volume back.
-async fn finish(
-    api: tokio::task::JoinHandle<()>,
-    restore: tokio::task::JoinHandle<()>,
-    volumes: &Arc<Volumes>,
-) {
+async fn finish(api: JoinHandle<()>, restore: JoinHandle<()>, volumes: &Arc<Volumes>) {
     if tokio::time::timeout(STOP_DEADLINE, async { (api.await, restore.await) }).await.is_err() {
         tracing::warn!("requests under way are given up");
     }
@@ -270,17 +285,6 @@ async fn announce(members: Arc<Membership>, net: Net) {
             tracing::warn!(error = %failure, "announce the addresses of this host");
         }
         tokio::time::sleep(Duration::from_secs(10)).await;
-    }
-}
-
-/// Looks after volumes that nobody uses though nobody said so.
-async fn sweep(volumes: Arc<Volumes>) {
-    loop {
-        tokio::time::sleep(SWEEP_EVERY).await;
-        let volumes = Arc::clone(&volumes);
-        if let Err(e) = tokio::task::spawn_blocking(move || volumes.sweep()).await {
-            tracing::error!(error = %e, "look after the volumes");
-        }
     }
 }
 
