@@ -4,11 +4,12 @@
 //!
 //! * Bytes are handed out only if they hash to the digest asked for (whole blocks) or prove themselves by CRC (ranges).
 //! * After [`Blocks::sync`] returned `Ok`, every block put before the call is durable. The first failed sync is final for writing.
+//! * A pack is sealed after its blocks were made durable: what is found in a sealed pack is durable.
 //! * The index only ever holds places of durable frames, so a crash cannot leave it pointing at what is not there; and what it says
 //!   is checked against the frame's header all the same.
 //! * Blocks are keyed by multihash: the same bytes under two codecs are one block.
 //!
-//! Locks, in the order in which they may be taken: `sweeping`, `touches`, `drain`, `append`, `recent`, `packs`. Reads take the last two only, and for a lookup.
+//! Locks, in the order in which they may be taken: `sweeping`, `touches`, `drain`, `sealing`, `append`, `recent`, `packs`. Reads take the last two only, and for a lookup.
 //! No lock that reads need is held during a sync.
 
 mod append;
@@ -16,12 +17,13 @@ mod drain;
 mod open;
 mod read;
 mod reindex;
+mod seal;
 pub mod sweep;
 pub mod touches;
 mod trait_impls;
 mod verify;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -32,6 +34,7 @@ use remora_dag::block::{SHA2_256, identity_bytes};
 
 use crate::blocks::drain::Worker;
 use crate::blocks::read::read_whole;
+use crate::blocks::seal::FullPack;
 use crate::blocks::touches::Touches;
 use crate::disk::Disk;
 use crate::fault::DiskFault;
@@ -195,6 +198,8 @@ struct Shared {
     files: Arc<PackFiles>,
     index: IndexStore,
     drain: Mutex<()>,
+    /// Held by whoever seals packs.
+    sealing: Mutex<()>,
     group: GroupSync,
     /// Digests of blocks found damaged; a put of one stores it anew.
     suspects: Mutex<BTreeSet<Digest>>,
@@ -211,11 +216,15 @@ struct Append {
     end: PackEnd,
     /// The table of contents of this pack.
     entries: Vec<(Digest, BlockPlace)>,
+    /// Packs before this one that wait for their seals, the oldest first.
+    full: VecDeque<Arc<FullPack>>,
     /// Blocks written since the store was opened; what [`GroupSync`] counts.
     n_written: u64,
     /// Packs written to since the last sync took them.
     dirty: Vec<Arc<Pack>>,
-    /// Up to where the packs are durable; written into each frame.
+    /// Position behind the last block. While this pack has none it is in one before: only a block makes this one follow that one.
+    written: u64,
+    /// Up to where the packs are durable; see [`Append::claim`].
     synced: u64,
 }
 

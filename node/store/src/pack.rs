@@ -1,7 +1,8 @@
 //! One pack: a file of block frames, sealed with a table of contents when it is full.
 //!
 //! A sealed pack ends in footer frames (the sorted digests and places of all its blocks) and a 64-byte trailer, so that the index can
-//! be rebuilt without reading the blocks. A pack without a whole trailer is walked frame by frame.
+//! be rebuilt without reading the blocks. A pack without a whole trailer is walked frame by frame. The trailer is written after the
+//! blocks were made durable, and so proves that they are.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -103,13 +104,15 @@ impl Pack {
         Ok((PackEnd { at: end.at + span, prev: crc }, header_bytes))
     }
 
-    /// Writes the table of contents behind `end`. Not durable; a pack whose seal is lost is walked instead.
+    /// Writes the table of contents behind `end`, where the blocks must be durable: a sound trailer says that they are. Not durable
+    /// itself; a pack whose seal is lost is walked instead.
     pub(crate) fn seal(
         &self,
         end: PackEnd,
         synced: u64,
-        mut entries: Vec<(Digest, BlockPlace)>,
+        entries: &[(Digest, BlockPlace)],
     ) -> std::io::Result<()> {
+        let mut entries = entries.to_vec();
         entries.sort_unstable_by_key(|(digest, _)| *digest);
         let footer_at = end.at;
         let mut end = end;

@@ -53,9 +53,18 @@ struct Inner {
     is_lying: bool,
     n_calls: u64,
     n_syncs: u64,
-    /// At which call the picture is taken, and with which seed.
-    crash_at: Option<(u64, u64)>,
+    /// At which call the picture is taken, and of what.
+    crash_at: Option<(u64, Ending)>,
     crashed: Option<SimDisk>,
+}
+
+/// How a planned picture shows the disk.
+#[derive(Clone, Copy)]
+enum Ending {
+    /// As [`SimDisk::crash`] with this seed.
+    PowerCut(u64),
+    /// As [`SimDisk::kill`].
+    Kill,
 }
 
 /// splitmix64: small, and the same everywhere.
@@ -103,8 +112,17 @@ impl SimDisk {
     /// Takes a picture of the disk, as [`SimDisk::crash`] would leave it, when the `n`-th call from now on (the first is 1) begins.
     /// What is acknowledged once [`SimDisk::is_crash_planned`] says no is not in the picture.
     pub fn plan_crash(&self, n: u64, seed: u64) {
+        self.plan(n, Ending::PowerCut(seed));
+    }
+
+    /// As [`SimDisk::plan_crash`], but as [`SimDisk::kill`] would leave it.
+    pub fn plan_kill(&self, n: u64) {
+        self.plan(n, Ending::Kill);
+    }
+
+    fn plan(&self, n: u64, ending: Ending) {
         let mut inner = self.inner.lock();
-        inner.crash_at = Some((inner.n_calls + n, seed));
+        inner.crash_at = Some((inner.n_calls + n, ending));
         inner.crashed = None;
     }
 
@@ -120,16 +138,7 @@ impl SimDisk {
 
     /// The disk as another process finds it after this one was killed: nothing written is lost, nothing more is durable.
     pub fn kill(&self) -> SimDisk {
-        let inner = self.inner.lock();
-        let disk = SimDisk::new(inner.random.0 ^ 0xdead);
-        {
-            let mut fresh = disk.inner.lock();
-            fresh.names = inner.names.clone();
-            fresh.nodes = inner.nodes.clone();
-            fresh.next_node = inner.next_node;
-            fresh.capacity = inner.capacity;
-        }
-        disk
+        self.inner.lock().after_kill()
     }
 
     /// The `n`-th call of this kind from now on (the first is 1) fails with EIO, once.
@@ -230,13 +239,28 @@ impl Inner {
         disk
     }
 
+    fn after_kill(&self) -> SimDisk {
+        let disk = SimDisk::new(self.random.0 ^ 0xdead);
+        {
+            let mut fresh = disk.inner.lock();
+            fresh.names = self.names.clone();
+            fresh.nodes = self.nodes.clone();
+            fresh.next_node = self.next_node;
+            fresh.capacity = self.capacity;
+        }
+        disk
+    }
+
     fn count(&mut self, kind: CallKind) -> io::Result<()> {
         self.n_calls += 1;
-        if let Some((at, seed)) = self.crash_at
+        if let Some((at, ending)) = self.crash_at
             && self.n_calls >= at
         {
             self.crash_at = None;
-            self.crashed = Some(self.after_crash(seed));
+            self.crashed = Some(match ending {
+                Ending::PowerCut(seed) => self.after_crash(seed),
+                Ending::Kill => self.after_kill(),
+            });
         }
         if kind == CallKind::Sync {
             self.n_syncs += 1;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use cid::Cid;
 
+use crate::blocks::seal::FullPack;
 use crate::blocks::{Append, BlocksError, COMPRESS_BYTES_MIN, DRAIN_AT, DRAIN_NOW, Shared, open};
 use crate::fault::DiskFault;
 use crate::file_header::FILE_HEADER_BYTES;
@@ -63,7 +64,7 @@ impl Shared {
         }
         let pack = append.pack.clone();
         let at = append.end.at;
-        let written = pack.write(append.end, append.synced, meta, stored, payload);
+        let written = pack.write(append.end, append.claim(), meta, stored, payload);
         let (end, header_bytes) = match written {
             Ok(written) => written,
             Err(error) => {
@@ -80,6 +81,7 @@ impl Shared {
             codec: meta.codec,
         };
         append.end = end;
+        append.written = mark_of(pack.number, end.at);
         append.n_written += 1;
         append.entries.push((meta.digest, place));
         if append.dirty.last().is_none_or(|last| last.number != pack.number) {
@@ -128,32 +130,23 @@ impl Shared {
         loop {
             match self.roll(&mut append) {
                 Err(fault) if fault.is_full() && self.relieve() => {}
-                Ok(()) => {
-                    // The seal is to be synced, and everything before the new pack with it, as if a block had been written.
-                    append.n_written += 1;
-                    return Ok(true);
-                }
+                Ok(()) => return Ok(true),
                 Err(fault) => return Err(fault),
             }
         }
     }
 
-    /// Seals the pack and begins the next. The seal becomes durable with the next sync.
+    /// Begins the next pack. The full one is sealed when its blocks are durable.
     pub(super) fn roll(&self, append: &mut Append) -> Result<(), DiskFault> {
-        let next = open::create_pack(&*self.disk, &self.dir, append.pack.number + 1)?;
-        let entries = std::mem::take(&mut append.entries);
-        if let Err(error) = append.pack.seal(append.end, append.synced, entries) {
-            // Not sealed is slower to open, not wrong.
-            tracing::warn!(pack = append.pack.number, %error, "cannot seal a pack");
-            self.take_back(&append.pack, append.end.at);
-        }
-        // The seal was written, so the pack has something to sync even if its last block has been synced before.
-        if append.dirty.last().is_none_or(|last| last.number != append.pack.number) {
-            append.dirty.push(append.pack.clone());
-        }
-        let next = Arc::new(next);
+        let next = Arc::new(open::create_pack(&*self.disk, &self.dir, append.pack.number + 1)?);
         self.packs.write().insert(next.number as u32, next.clone());
-        append.pack = next;
+        append.full.push_back(Arc::new(FullPack {
+            pack: std::mem::replace(&mut append.pack, next),
+            end: append.end,
+            entries: std::mem::take(&mut append.entries),
+            n_written: append.n_written,
+            is_named: true,
+        }));
         // The chain goes on, which proves to a later open that this pack ended where it did, even without its seal.
         append.end = PackEnd { at: FILE_HEADER_BYTES, prev: append.end.prev };
         self.signal.wake_rolled();
@@ -162,15 +155,19 @@ impl Shared {
 
     pub(super) fn sync(&self) -> Result<(), BlocksError> {
         let wanted = self.append.lock().n_written;
-        self.group.reach(wanted, || self.sync_dirty()).map_err(|reason| BlocksError::Failed { reason })
+        self.group.reach(wanted, || self.sync_dirty()).map_err(|reason| BlocksError::Failed { reason })?;
+        // Else the thread that was woken when the pack was full does it, and nobody waits for that.
+        if !self.options.is_background {
+            self.seal_full_or_later();
+        }
+        Ok(())
     }
 
     /// One sync of everything written so far; run by one caller at a time.
     pub(super) fn sync_dirty(&self) -> Result<u64, Arc<str>> {
         let (n_written, mark, dirty) = {
             let mut append = self.append.lock();
-            let mark = mark_of(append.pack.number, append.end.at);
-            (append.n_written, mark, std::mem::take(&mut append.dirty))
+            (append.n_written, append.written, std::mem::take(&mut append.dirty))
         };
         for pack in &dirty {
             pack.file
@@ -179,13 +176,6 @@ impl Shared {
         }
         let mut append = self.append.lock();
         append.synced = append.synced.max(mark);
-        // What is full and durable is only read from here on.
-        let mut packs = self.packs.write();
-        for pack in dirty.iter().filter(|pack| pack.number < append.pack.number) {
-            if let Some(known) = packs.get_mut(&(pack.number as u32)) {
-                *known = Arc::new(pack.lazily(&self.files));
-            }
-        }
         Ok(n_written)
     }
 }

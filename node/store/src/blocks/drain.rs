@@ -8,7 +8,6 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::blocks::{BlocksError, DRAIN_NOW, Shared};
 use crate::index::{Covered, Digest};
-use crate::scan::mark_of;
 
 /// Places moved to the index before it is made durable, full packs or not: what is not is read again after a crash.
 const CHECKPOINT_AT: usize = 128 * 1024;
@@ -99,7 +98,9 @@ impl Shared {
     /// fails the places stay in memory, until there are too many of them.
     pub(super) fn drain(&self) -> Result<(), BlocksError> {
         let _one_at_a_time = self.drain.lock();
-        self.drain_locked().map(|_| ())
+        self.drain_locked()?;
+        self.seal_full_or_later();
+        Ok(())
     }
 
     /// Returns whether the index has everything now.
@@ -132,18 +133,23 @@ impl Shared {
     pub(super) fn checkpoint(&self, is_clean: bool) -> Result<(), BlocksError> {
         let _one_at_a_time = self.drain.lock();
         // What is written from here on may or may not be moved; it is behind `covered` and will be looked at again.
-        let covered = {
+        let (covered, written) = {
             let append = self.append.lock();
-            Covered { pack: append.pack.number, offset: append.end.at, salt: append.pack.salt }
+            let salt = append.pack.salt;
+            (Covered { pack: append.pack.number, offset: append.end.at, salt }, append.written)
         };
-        if !self.drain_locked()? {
+        let is_moved = self.drain_locked()?;
+        self.seal_full_or_later();
+        if !is_moved {
             return Ok(());
         }
         self.signal.n_moved.store(0, Ordering::Relaxed);
-        assert!(
-            mark_of(covered.pack, covered.offset) <= self.append.lock().synced,
-            "index ahead of the packs"
-        );
+        let covered = {
+            let append = self.append.lock();
+            assert!(written <= append.synced, "index ahead of the packs");
+            // The next open does not look at packs before, and this one it has to seal.
+            append.full.front().map_or(covered, |full| full.covered().min(covered))
+        };
         if let Err(error) = self.index.checkpoint(covered, is_clean) {
             // A sync that failed once says nothing the next time: what it has is not believed any more.
             self.give_index_up(&error);

@@ -1,6 +1,6 @@
 //! Opening the packs: what the index does not cover is walked again, a torn tail is cut, damage is noted and left alone.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::convert::Infallible;
 use std::path::Path;
 use std::sync::Arc;
@@ -8,6 +8,7 @@ use std::sync::Arc;
 use parking_lot::{Mutex, RwLock};
 
 use crate::blocks::read::read_whole;
+use crate::blocks::seal::FullPack;
 use crate::blocks::touches::Touches;
 use crate::blocks::{
     Append, Blocks, BlocksError, BlocksOptions, BlocksRecovery, DamagedStretch, Shared, drain,
@@ -31,8 +32,18 @@ const WAITING_MAX: usize = 256 * 1024;
 /// What became of one pack.
 struct Opened {
     entries: Entries,
-    /// Where it may be written on; `None` if it is sealed or damaged.
-    end: Option<PackEnd>,
+    state: PackState,
+}
+
+enum PackState {
+    Sealed,
+    /// Durable up to its end, where it may be written on.
+    Unsealed {
+        end: PackEnd,
+        /// Whether the first block of the next pack names its last one.
+        is_named: bool,
+    },
+    Damaged,
 }
 
 /// The walked beginning of an unsealed pack.
@@ -57,7 +68,9 @@ pub(super) fn open(
         tracing::warn!("the index is about other packs: it is rebuilt from these");
         (index, covered) = (index.wiped(&options.index), Covered::default());
     }
-    let mut tail: Option<(Arc<Pack>, Opened)> = None;
+    let mut tail = None;
+    let mut full = VecDeque::new();
+    let mut sealed_last = None;
     // What the index lacks. It is moved there later: a start does not wait for that.
     let mut recent = Recent::default();
     // Header CRC of the last block before the pack that is written on, if its pack had no seal.
@@ -73,33 +86,27 @@ pub(super) fn open(
         recovery.n_indexed += new.len() as u64;
         let new = without_lesser_copies(&packs, &index, &recent, new)?;
         add_places(&index, &mut recent, new)?;
-        match opened.end {
-            Some(end) if !is_last => {
+        match opened.state {
+            PackState::Unsealed { end, is_named } if !is_last => {
                 last_prev = end.prev;
-                seal_again(pack, end, opened.entries)?;
+                let (pack, entries) = (pack.clone(), opened.entries);
+                full.push_back(FullPack { pack, end, entries, n_written: 0, is_named });
             }
-            Some(_) => tail = Some((pack.clone(), opened)),
-            None => {}
+            PackState::Unsealed { end, .. } => tail = Some((pack.clone(), end, opened.entries)),
+            PackState::Sealed => sealed_last = Some(pack),
+            PackState::Damaged => {}
         }
     }
-    let (pack, opened) = pack_to_write(&*disk, dir, tail, highest + 1)?;
-    let end = match opened.end {
-        Some(end) if end.at > FILE_HEADER_BYTES => end,
-        _ => PackEnd { at: FILE_HEADER_BYTES, prev: last_prev },
-    };
+    if let Some(pack) = sealed_last {
+        // The seals before it were durable before this one was written; what this one lists was, too.
+        pack.file.sync_data().map_err(DiskFault::at("sync sealed pack", &pack.path))?;
+    }
+    let append = end_of(&*disk, dir, &packs, highest, tail, full, last_prev)?;
     let mut by_number: BTreeMap<u32, Arc<Pack>> =
         packs.into_iter().map(|pack| (pack.number as u32, pack)).collect();
-    by_number.insert(pack.number as u32, pack.clone());
+    by_number.insert(append.pack.number as u32, append.pack.clone());
     // Whoever referred to a block before this start did so in what is on disk.
-    let touches = Mutex::new(Touches::new(pack.number));
-    let append = Append {
-        synced: mark_of(pack.number, end.at),
-        pack,
-        end,
-        entries: opened.entries,
-        n_written: 0,
-        dirty: Vec::new(),
-    };
+    let touches = Mutex::new(Touches::new(append.pack.number));
     let shared = Shared {
         disk,
         dir: dir.to_path_buf(),
@@ -110,29 +117,59 @@ pub(super) fn open(
         files,
         index,
         drain: Mutex::new(()),
+        sealing: Mutex::new(()),
         group: GroupSync::new(0),
         suspects: Mutex::new(BTreeSet::new()),
         touches,
         sweeping: Mutex::new(()),
         signal: drain::Signal::default(),
     };
+    match shared.seal_full() {
+        Err(fault) if shared.group.failed().is_some() => return Err(fault.into()),
+        // It is tried again.
+        Err(error) => tracing::warn!(%error, "a full pack has no table of contents yet"),
+        Ok(()) => {}
+    }
     Ok((shared, recovery))
 }
 
-/// The pack that is written on: the unsealed last one, else a new one.
-fn pack_to_write(
+/// Where writing goes on: at the end of the unsealed last pack, else in a new one.
+fn end_of(
     disk: &dyn Disk,
     dir: &Path,
-    tail: Option<(Arc<Pack>, Opened)>,
-    next: u64,
-) -> Result<(Arc<Pack>, Opened), BlocksError> {
-    match tail {
-        Some((pack, opened)) => {
-            pack.hold()?;
-            Ok((pack, opened))
+    packs: &[Arc<Pack>],
+    highest: u64,
+    tail: Option<(Arc<Pack>, PackEnd, Entries)>,
+    mut full: VecDeque<FullPack>,
+    last_prev: u32,
+) -> Result<Append, DiskFault> {
+    let begin = PackEnd { at: FILE_HEADER_BYTES, prev: last_prev };
+    let (pack, end, entries) = match tail {
+        Some((pack, end, entries)) if end.at > FILE_HEADER_BYTES => (pack, end, entries),
+        Some((pack, _, entries)) => {
+            // The first block that is written names the last one before it.
+            let before = packs.iter().rev().nth(1).map(|before| before.number);
+            if let Some(last) = full.back_mut().filter(|last| Some(last.pack.number) == before) {
+                last.is_named = last_prev != 0;
+            }
+            (pack, begin, entries)
         }
-        None => Ok((Arc::new(create_pack(disk, dir, next)?), Opened { entries: Vec::new(), end: None })),
-    }
+        None => (Arc::new(create_pack(disk, dir, highest + 1)?), begin, Entries::new()),
+    };
+    let written = match full.back() {
+        Some(last) if end.at == FILE_HEADER_BYTES => last.mark(),
+        _ => mark_of(pack.number, end.at),
+    };
+    Ok(Append {
+        pack,
+        end,
+        entries,
+        full: full.into_iter().map(Arc::new).collect(),
+        n_written: 0,
+        dirty: Vec::new(),
+        written,
+        synced: written,
+    })
 }
 
 /// Makes an empty pack, durable with its name when it returns.
@@ -217,7 +254,6 @@ fn add_places(index: &IndexStore, recent: &mut Recent, new: Entries) -> Result<(
 /// What is to be put into the index, in the order of the digests, in which an index is quick.
 ///
 /// Leaves out what it has already, and second copies that are not whole: a sweep was cut off, and the first copy is still there.
-/// A pack's seal may have reached the disk before the blocks it tells of; nobody was promised those, but the copy behind them was.
 pub(super) fn without_lesser_copies(
     packs: &[Arc<Pack>],
     index: &IndexStore,
@@ -269,7 +305,7 @@ fn open_pack(
     recovery: &mut BlocksRecovery,
 ) -> Result<Opened, BlocksError> {
     if let Some(entries) = pack.read_footer().map_err(DiskFault::at("read pack footer", &pack.path))? {
-        return Ok(Opened { entries, end: None });
+        return Ok(Opened { entries, state: PackState::Sealed });
     }
     let len = pack.file.len().map_err(DiskFault::at("measure pack", &pack.path))?;
     let scan = scan_of(pack, len);
@@ -278,11 +314,12 @@ fn open_pack(
     let end_mark = mark_of(pack.number, walk.stop);
     // The index covers only what was durable: a pack that ends before has lost something.
     let is_short = covered.pack == pack.number && walk.stop < covered.offset;
-    let is_lost =
-        || Ok::<_, BlocksError>(!is_continued(&walk, later)? && synced_max(&beyond, later)? > end_mark);
+    let is_named = is_named(&walk, later)?;
+    let is_lost = || Ok::<_, BlocksError>(!is_named && synced_max(&beyond, later)? > end_mark);
     if is_short || beyond.synced_max > end_mark || is_lost()? {
         return open_damaged(pack, &scan, walk, &beyond, recovery);
     }
+    pack.hold()?;
     if len > walk.end.at {
         // Leftovers of a footer are no loss: the pack is sealed anew.
         recovery.n_torn += u64::from(walk.stop < len);
@@ -290,7 +327,7 @@ fn open_pack(
     }
     // What a killed process had written may be in the page cache alone; from here on it counts as durable.
     pack.file.sync_data().map_err(DiskFault::at("sync recovered pack", &pack.path))?;
-    Ok(Opened { entries: walk.entries, end: Some(walk.end) })
+    Ok(Opened { entries: walk.entries, state: PackState::Unsealed { end: walk.end, is_named } })
 }
 
 /// Keeps what can be read on both sides of the damage, and everything else as it is.
@@ -306,7 +343,7 @@ fn open_damaged(
     let stretch = DamagedStretch { pack: pack.number, at: walk.stop, next_valid: beyond.first_valid };
     tracing::warn!(pack = pack.number, at = walk.stop, "pack is damaged");
     recovery.damaged.push(stretch);
-    Ok(Opened { entries, end: None })
+    Ok(Opened { entries, state: PackState::Damaged })
 }
 
 /// Walks the frames: by headers as far as the index covers the pack, with payloads from there on.
@@ -351,7 +388,7 @@ fn search(
 }
 
 /// Whether the next pack's first frame names the last block of this one: then no block is missing between them.
-fn is_continued(walk: &Walk, later: &[Arc<Pack>]) -> Result<bool, BlocksError> {
+fn is_named(walk: &Walk, later: &[Arc<Pack>]) -> Result<bool, BlocksError> {
     let Some(next) = later.first() else { return Ok(false) };
     let bytes = next
         .file
@@ -374,16 +411,6 @@ fn synced_max(beyond: &Beyond, later: &[Arc<Pack>]) -> Result<u64, BlocksError> 
             .map_err(|error| scan_failed(pack, error))?;
     }
     Ok(max)
-}
-
-fn seal_again(pack: &Pack, end: PackEnd, entries: Entries) -> Result<(), BlocksError> {
-    let sealed = pack.seal(end, mark_of(pack.number, end.at), entries).and_then(|()| pack.file.sync_data());
-    if let Err(error) = sealed {
-        // Not sealed is slower to open, not wrong.
-        tracing::warn!(pack = pack.number, %error, "cannot seal a pack");
-        pack.file.set_len(end.at).map_err(DiskFault::at("cut half a seal", &pack.path))?;
-    }
-    Ok(())
 }
 
 pub(super) fn scan_of(pack: &Pack, limit: u64) -> Scan<'_> {

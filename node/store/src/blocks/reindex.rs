@@ -108,6 +108,9 @@ impl Shared {
             if append.pack.number == pack.number {
                 return append.entries.clone();
             }
+            if let Some(full) = append.full.iter().find(|full| full.pack.number == pack.number) {
+                return full.entries.clone();
+            }
         }
         match listed(pack) {
             Ok(entries) => entries,

@@ -132,6 +132,7 @@ impl Sweep<'_> {
         // A place that the index has lost would pass for a block that is dead.
         shared.prove_index();
         shared.drain()?;
+        shared.seal_full_from_reserve();
         let old = shared.old_packs(bound)?;
         swept.n_packs_old = old.len() as u64;
         let (census, n_known) = shared.census(bound, live)?;
