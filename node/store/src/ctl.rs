@@ -139,8 +139,15 @@ impl<T: Serialize + DeserializeOwned + Clone> Slots<T> {
         let slots = Slots::assemble(path, file, value, generation, 1 - newest);
         if generations[0] != generations[1] {
             let slot = encode(path, generation, &slots.state.lock().value)?;
+            if generations[1 - newest].is_some() {
+                // The put of the newest may have failed: it can be read then, and is not on the disk, and the other one is.
+                slots.write(newest, &slot)?;
+            }
             slots.write(1 - newest, &slot)?;
         }
+        // The name that a killed process gave it may be in memory alone.
+        let dir = path.parent().unwrap_or(Path::new("."));
+        disk.sync_dir(dir).map_err(DiskFault::at("sync directory", dir))?;
         Ok(slots)
     }
 

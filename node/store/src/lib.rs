@@ -26,6 +26,7 @@ pub mod pack;
 mod pack_files;
 pub mod registry;
 pub mod reserve;
+mod rewrite;
 pub mod scan;
 #[cfg(feature = "sim")]
 pub mod sim;

@@ -17,6 +17,7 @@ use crate::frame::{
 use crate::index::{BlockPlace, Digest};
 use crate::layout::TRAILER_VERSION;
 use crate::pack_files::{PackFile, PackFiles};
+use crate::rewrite::write_again;
 use crate::scan::FrameView;
 
 /// Bytes of the trailer at the very end of a sealed pack.
@@ -131,6 +132,19 @@ impl Pack {
         }
         let trailer = Trailer { footer_at, n_entries: entries.len() as u64 };
         self.file.pwrite(end.at, &[&trailer.encode(self.salt)])
+    }
+
+    /// Writes the table of contents and the trailer once more, as they are, and makes them durable.
+    pub(crate) fn seal_again(&self, disk: &dyn Disk) -> Result<(), DiskFault> {
+        let again = || {
+            let file = disk.open(&self.path, OpenMode::ReadWrite)?;
+            let len = file.len()?;
+            let at = len.saturating_sub(TRAILER_BYTES);
+            let trailer = Trailer::decode(&file.read_vec(at, TRAILER_BYTES as usize)?, self.salt);
+            write_again(&*file, trailer.map_or(at, |trailer| trailer.footer_at), len)?;
+            file.sync_data()
+        };
+        again().map_err(DiskFault::at("sync sealed pack", &self.path))
     }
 
     /// Whether it ends in a sound trailer.

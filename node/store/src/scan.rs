@@ -5,9 +5,11 @@
 //! says that the stop itself was durable, bytes were lost that somebody was promised: damage, and nothing may be cut. Otherwise
 //! nobody was promised anything from there on: a torn tail, even if some of its frames reached the disk and earlier ones did not.
 
+use std::cmp::Ordering;
 use std::io;
 
 use crate::disk::DiskFile;
+use crate::file_header::FILE_HEADER_BYTES;
 use crate::frame::{
     FIXED_BYTES, FrameHeader, HEADER_BYTES_MAX, HeaderFault, PAYLOAD_BYTES_MAX, parse_header,
     peek_header_bytes,
@@ -20,6 +22,17 @@ const ZERO_BLOCK: [u8; 4096] = [0; 4096];
 /// A position in a sequence of files as one number that grows: file number and offset.
 pub fn mark_of(number: u64, offset: u64) -> u64 {
     (number << 32) | (offset & 0xffff_ffff)
+}
+
+/// The position that `mark` stands for, as an offset in the file `number` whose frames end at `end`: all of a file before it, nothing of
+/// one behind it.
+pub(crate) fn offset_of(mark: u64, number: u64, end: u64) -> u64 {
+    let known = match (mark >> 32).cmp(&number) {
+        Ordering::Less => FILE_HEADER_BYTES,
+        Ordering::Equal => (mark & 0xffff_ffff).max(FILE_HEADER_BYTES),
+        Ordering::Greater => end,
+    };
+    known.min(end)
 }
 
 /// A frame as the walk shows it.

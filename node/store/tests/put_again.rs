@@ -81,6 +81,26 @@ fn a_block_of_which_a_power_cut_kept_the_header_alone_is_stored_again() {
     }
 }
 
+#[test]
+fn a_kill_at_any_call_leaves_no_name_that_a_power_cut_takes_with_what_was_synced_later() {
+    let mut n_kills = 0;
+    for n in 1.. {
+        let disk = SimDisk::new(n);
+        disk.plan_kill(n);
+        let blocks = open(&disk);
+        (0..15).for_each(|n| put(&blocks, n));
+        let Some(disk) = disk.crashed() else { break };
+        n_kills += 1;
+        let blocks = open(&disk);
+        (0..15).for_each(|n| put(&blocks, n));
+        blocks.sync().unwrap();
+        for seed in 0..8 {
+            assert_eq!(fault_of(&disk.crash(seed), 15), None, "killed at call {n}, cut {seed}");
+        }
+    }
+    assert!(n_kills > 20, "{n_kills}");
+}
+
 /// A small generator, so that a seed alone repeats a run.
 struct Dice(u64);
 

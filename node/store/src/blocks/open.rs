@@ -22,12 +22,28 @@ use crate::index::{BlockPlace, Covered, Digest, IndexStore, Recent};
 use crate::layout::{FRAME_VERSION, is_unfinished, pack_name, parse_pack_name, unfinished_name};
 use crate::pack::{Pack, PackEnd, entry_of};
 use crate::pack_files::PackFiles;
-use crate::scan::{Beyond, FrameView, Scan, ScanError, mark_of};
+use crate::rewrite::write_again;
+use crate::scan::{Beyond, FrameView, Scan, ScanError, mark_of, offset_of};
 
 type Entries = Vec<(Digest, BlockPlace)>;
 
 /// Places that wait for the index after a start, at most: about what comes between two times that it is made durable.
 const WAITING_MAX: usize = 256 * 1024;
+
+/// What was found in the packs.
+#[derive(Default)]
+struct Seen {
+    /// What the index lacks. It is moved there later: a start does not wait for that.
+    recent: Recent,
+    /// The last pack, if it may be written on.
+    tail: Option<(Arc<Pack>, PackEnd, Entries)>,
+    /// Packs before it without a seal, in order.
+    full: VecDeque<FullPack>,
+    /// The last sealed one of those that were looked at.
+    sealed_last: Option<Arc<Pack>>,
+    /// Header CRC of the last block before the pack that is written on, if its pack had no seal.
+    last_prev: u32,
+}
 
 /// What became of one pack.
 struct Opened {
@@ -52,6 +68,8 @@ struct Walk {
     end: PackEnd,
     /// Where the walk stopped; behind `end` if parts of a footer follow.
     stop: u64,
+    /// The highest durable position that its frames tell of.
+    synced: u64,
 }
 
 pub(super) fn open(
@@ -68,40 +86,15 @@ pub(super) fn open(
         tracing::warn!("the index is about other packs: it is rebuilt from these");
         (index, covered) = (index.wiped(&options.index), Covered::default());
     }
-    let mut tail = None;
-    let mut full = VecDeque::new();
-    let mut sealed_last = None;
-    // What the index lacks. It is moved there later: a start does not wait for that.
-    let mut recent = Recent::default();
-    // Header CRC of the last block before the pack that is written on, if its pack had no seal.
-    let mut last_prev = 0;
-    for (i, pack) in packs.iter().enumerate() {
-        let is_last = i + 1 == packs.len();
-        if pack.number < covered.pack && !is_last {
-            continue;
-        }
-        let opened = open_pack(pack, &packs[i + 1..], covered, &mut recovery)?;
-        let new: Entries =
-            opened.entries.iter().filter(|(_, place)| !covers(covered, place)).copied().collect();
-        recovery.n_indexed += new.len() as u64;
-        let new = without_lesser_copies(&packs, &index, &recent, new)?;
-        add_places(&index, &mut recent, new)?;
-        match opened.state {
-            PackState::Unsealed { end, is_named } if !is_last => {
-                last_prev = end.prev;
-                let (pack, entries) = (pack.clone(), opened.entries);
-                full.push_back(FullPack { pack, end, entries, n_written: 0, is_named });
-            }
-            PackState::Unsealed { end, .. } => tail = Some((pack.clone(), end, opened.entries)),
-            PackState::Sealed => sealed_last = Some(pack),
-            PackState::Damaged => {}
-        }
-    }
-    if let Some(pack) = sealed_last {
+    let mut seen = look_through(&packs, &index, covered, &mut recovery)?;
+    if let Some(pack) = seen.sealed_last.take() {
         // The seals before it were durable before this one was written; what this one lists was, too.
-        pack.file.sync_data().map_err(DiskFault::at("sync sealed pack", &pack.path))?;
+        pack.seal_again(&*disk)?;
     }
-    let append = end_of(&*disk, dir, &packs, highest, tail, full, last_prev)?;
+    // Names that a killed process gave may be in memory alone, too.
+    disk.sync_dir(dir).map_err(DiskFault::at("sync pack directory", dir))?;
+    let recent = std::mem::take(&mut seen.recent);
+    let append = end_of(&*disk, dir, &packs, highest, seen)?;
     let mut by_number: BTreeMap<u32, Arc<Pack>> =
         packs.into_iter().map(|pack| (pack.number as u32, pack)).collect();
     by_number.insert(append.pack.number as u32, append.pack.clone());
@@ -133,16 +126,48 @@ pub(super) fn open(
     Ok((shared, recovery))
 }
 
+/// Looks at every pack that the index does not cover.
+fn look_through(
+    packs: &[Arc<Pack>],
+    index: &IndexStore,
+    covered: Covered,
+    recovery: &mut BlocksRecovery,
+) -> Result<Seen, BlocksError> {
+    let mut seen = Seen::default();
+    for (i, pack) in packs.iter().enumerate() {
+        let is_last = i + 1 == packs.len();
+        if pack.number < covered.pack && !is_last {
+            continue;
+        }
+        let opened = open_pack(pack, &packs[i + 1..], covered, recovery)?;
+        let new: Entries =
+            opened.entries.iter().filter(|(_, place)| !covers(covered, place)).copied().collect();
+        recovery.n_indexed += new.len() as u64;
+        let new = without_lesser_copies(packs, index, &seen.recent, new)?;
+        add_places(index, &mut seen.recent, new)?;
+        match opened.state {
+            PackState::Unsealed { end, is_named } if !is_last => {
+                seen.last_prev = end.prev;
+                let (pack, entries) = (pack.clone(), opened.entries);
+                seen.full.push_back(FullPack { pack, end, entries, n_written: 0, is_named });
+            }
+            PackState::Unsealed { end, .. } => seen.tail = Some((pack.clone(), end, opened.entries)),
+            PackState::Sealed if pack.number >= covered.pack => seen.sealed_last = Some(pack.clone()),
+            PackState::Sealed | PackState::Damaged => {}
+        }
+    }
+    Ok(seen)
+}
+
 /// Where writing goes on: at the end of the unsealed last pack, else in a new one.
 fn end_of(
     disk: &dyn Disk,
     dir: &Path,
     packs: &[Arc<Pack>],
     highest: u64,
-    tail: Option<(Arc<Pack>, PackEnd, Entries)>,
-    mut full: VecDeque<FullPack>,
-    last_prev: u32,
+    seen: Seen,
 ) -> Result<Append, DiskFault> {
+    let Seen { tail, mut full, last_prev, .. } = seen;
     let begin = PackEnd { at: FILE_HEADER_BYTES, prev: last_prev };
     let (pack, end, entries) = match tail {
         Some((pack, end, entries)) if end.at > FILE_HEADER_BYTES => (pack, end, entries),
@@ -325,8 +350,12 @@ fn open_pack(
         recovery.n_torn += u64::from(walk.stop < len);
         pack.file.set_len(walk.end.at).map_err(DiskFault::at("cut torn pack", &pack.path))?;
     }
-    // What a killed process had written may be in the page cache alone; from here on it counts as durable.
-    pack.file.sync_data().map_err(DiskFault::at("sync recovered pack", &pack.path))?;
+    // What a killed process had written may be in the page cache alone, and clean there if a sync failed. From here on it counts
+    // as durable.
+    let end = walk.end.at;
+    write_again(&*pack.file, offset_of(walk.synced, pack.number, end), end)
+        .and_then(|()| pack.file.sync_data())
+        .map_err(DiskFault::at("sync recovered pack", &pack.path))?;
     Ok(Opened { entries: walk.entries, state: PackState::Unsealed { end: walk.end, is_named } })
 }
 
@@ -352,12 +381,14 @@ fn walk_pack(pack: &Pack, scan: &Scan<'_>, covered: Covered) -> Result<Walk, Blo
         entries: Vec::new(),
         end: PackEnd { at: FILE_HEADER_BYTES, prev: 0 },
         stop: FILE_HEADER_BYTES,
+        synced: mark_of(covered.pack, covered.offset),
     };
     let mut has_footer = false;
     let mut visit = |view: FrameView<'_>| {
         has_footer |= view.header.meta.kind == FrameKind::FOOTER;
         walk.entries.extend(entry_of(&view));
         walk.stop = view.header.end();
+        walk.synced = walk.synced.max(view.header.place.synced);
         if !has_footer {
             walk.end = PackEnd { at: walk.stop, prev: view.header.crc };
         }

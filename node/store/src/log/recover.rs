@@ -15,7 +15,8 @@ use crate::layout::{FRAME_VERSION, is_unfinished, parse_segment_name, segment_na
 use crate::log::ahead::{Ahead, make_segment};
 use crate::log::segment::{Row, Segment};
 use crate::log::{Log, LogError, LogOptions, Recovery, Shared, Tail, TailState, VisitError};
-use crate::scan::{Beyond, FrameView, Scan, ScanError, mark_of};
+use crate::rewrite::write_again;
+use crate::scan::{Beyond, FrameView, Scan, ScanError, mark_of, offset_of};
 
 type Visit<'a> = &'a mut dyn FnMut(FrameView<'_>) -> Result<(), VisitError>;
 
@@ -26,6 +27,8 @@ struct ChainEnd {
     at: u64,
     prev: Option<u32>,
     n_frames: u64,
+    /// The highest durable position that the frames tell of.
+    synced: u64,
 }
 
 /// What was found on disk: segments without a gap, and whether something unreadable follows them.
@@ -62,10 +65,7 @@ pub(super) fn open(
         return Ok((assemble(disk, dir, options, found.segments, &end, true), recovery));
     }
     let is_torn = cut_tail(&*disk, dir, &mut found.segments, &end, &beyond)?;
-    // What a killed process had written may be in the page cache alone; from here on it counts as durable.
-    for segment in &found.segments[..=end.index] {
-        segment.file.sync_data().map_err(DiskFault::at("sync recovered log", &segment.path))?;
-    }
+    make_durable(&*disk, dir, &found.segments, &end)?;
     let n_frames = end.n_frames;
     let recovery = if is_torn {
         Recovery::TornTail { n_frames, segment: found.segments[end.index].number, at: end.at }
@@ -126,10 +126,10 @@ fn sweep(disk: &dyn Disk, dir: &Path, names: &[String], first: u64) -> Result<()
 
 /// Walks from the first segment's first frame as far as each frame names the one before.
 fn walk_chain(segments: &[Segment], visit: Visit<'_>) -> Result<ChainEnd, LogError> {
-    let mut end = ChainEnd { index: 0, at: FILE_HEADER_BYTES, prev: None, n_frames: 0 };
+    let mut end = ChainEnd { index: 0, at: FILE_HEADER_BYTES, prev: None, n_frames: 0, synced: 0 };
     let mut last_seq = None;
     for (index, segment) in segments.iter().enumerate() {
-        let mut n_shown = 0;
+        let (mut n_shown, mut synced) = (0, end.synced);
         let walked = scan_of(segment).walk(FILE_HEADER_BYTES, end.prev, &mut |view| {
             if view.header.meta.kind != FrameKind::MARK {
                 if last_seq.is_some_and(|last| view.header.meta.seq <= last) {
@@ -140,13 +140,19 @@ fn walk_chain(segments: &[Segment], visit: Visit<'_>) -> Result<ChainEnd, LogErr
                 n_shown += 1;
             }
             segment.rows.write().push(Row::of(&view));
+            synced = synced.max(match view.header.place.synced {
+                // Of a file that got its name when all of it was durable.
+                0 => mark_of(segment.number, view.header.end()),
+                synced => synced,
+            });
             Ok(())
         });
         let walked = walked.map_err(|error| scan_failed(segment, error))?;
         if index > 0 && walked.n_frames == 0 {
             break;
         }
-        end = ChainEnd { index, at: walked.end, prev: walked.prev, n_frames: end.n_frames + n_shown };
+        let n_frames = end.n_frames + n_shown;
+        end = ChainEnd { index, at: walked.end, prev: walked.prev, n_frames, synced };
     }
     Ok(end)
 }
@@ -200,6 +206,22 @@ fn cut_tail(
         zero(segment, end.at, stop).map_err(DiskFault::at("clear torn tail", &segment.path))?;
     }
     Ok(is_torn)
+}
+
+/// Makes durable what was read. What a killed process had written may be in the page cache alone, and clean there if a sync failed; so
+/// may the names it gave. From here on all of it counts as durable.
+fn make_durable(disk: &dyn Disk, dir: &Path, segments: &[Segment], end: &ChainEnd) -> Result<(), DiskFault> {
+    for (index, segment) in segments[..=end.index].iter().enumerate() {
+        let stop = match segment.rows.read().last() {
+            _ if index == end.index => end.at,
+            Some(row) => row.end(),
+            None => FILE_HEADER_BYTES,
+        };
+        write_again(&*segment.file, offset_of(end.synced, segment.number, stop), stop)
+            .and_then(|()| segment.file.sync_data())
+            .map_err(DiskFault::at("sync recovered log", &segment.path))?;
+    }
+    disk.sync_dir(dir).map_err(DiskFault::at("sync log directory", dir))
 }
 
 fn begins_frame(segment: &Segment, at: u64) -> Result<bool, DiskFault> {
