@@ -147,6 +147,61 @@ fn a_suffix_that_is_being_cut_is_in_the_log_or_in_the_fork_whole() {
 }
 
 #[test]
+fn a_beginning_that_could_not_be_dropped_leaves_no_gap() {
+    let filled = |seed| {
+        let disk = SimDisk::new(seed);
+        let (log, _, _) = open_log(&disk).unwrap();
+        for seq in 1..=200 {
+            log.append(&meta(seq), &[&[seq as u8; 1200]]).unwrap();
+        }
+        log.sync().unwrap();
+        (disk, log)
+    };
+    let begins_at = |disk: &SimDisk| {
+        let mut first = None;
+        let opened = Log::open(Arc::new(disk.clone()), Path::new("log"), log_options(), &mut |view| {
+            first.get_or_insert(view.header.meta.seq);
+            Ok(())
+        });
+        let (_, recovery) = opened.unwrap();
+        assert!(matches!(recovery, Recovery::Clean { .. }), "{recovery:?}");
+        first.unwrap()
+    };
+    for (kind, n) in
+        [CallKind::Name, CallKind::Sync].into_iter().flat_map(|kind| (1..30).map(move |n| (kind, n)))
+    {
+        let (disk, log) = filled(n);
+        disk.fail_nth(kind, n);
+        let is_refused = log.drop_before(150).is_err();
+        disk.fail_nth(kind, 0);
+        let again = log.drop_before(150);
+        assert!(kind == CallKind::Sync || again.is_ok(), "{again:?}");
+        for seed in 0..4 {
+            let first = begins_at(&disk.crash(seed));
+            assert!(
+                first <= 150 && (again.is_err() || first > 100),
+                "{kind:?} {n} {is_refused}: from {first}"
+            );
+        }
+        assert!(begins_at(&disk.kill()) <= 150);
+    }
+}
+
+#[test]
+fn a_segment_whose_file_is_gone_is_dropped_all_the_same() {
+    use remora_store::disk::Disk;
+    let disk = SimDisk::new(1);
+    let (log, _, _) = open_log(&disk).unwrap();
+    for seq in 1..=100 {
+        log.append(&meta(seq), &[&[seq as u8; 1200]]).unwrap();
+    }
+    log.sync().unwrap();
+    disk.remove(Path::new("log/0000000001.seg")).unwrap();
+    log.drop_before(80).unwrap();
+    assert!(log.first_seq().unwrap() > 40);
+}
+
+#[test]
 fn threads_that_put_read_and_sync_at_once_see_every_block() {
     let disk = SimDisk::new(1);
     let blocks = open_blocks(&disk, true).unwrap();

@@ -142,20 +142,49 @@ pub(super) fn drop_before(shared: &Shared, seq: u64) -> Result<(), LogError> {
         if oldest.number == tail.segment.number || is_needed {
             return Ok(());
         }
+        // Out of the readers' sight first: only a file that none of them holds may get a second life under another salt.
         shared.segments.write().remove(&oldest.number);
-        // Only a file that no reader holds may get a second life under another salt.
         let is_unshared = Arc::strong_count(&oldest) == 1 + usize::from(holds(&tail, &oldest));
-        let spare = shared.dir.join(SPARE_SEGMENT);
-        let has_spare = shared.disk.open(&spare, OpenMode::Read).is_ok();
-        if is_tight && has_spare {
-            remove_durably(&*shared.disk, &shared.dir, &spare)?;
+        let may_be_spare = is_unshared && !is_tight && oldest.limit >= shared.options.segment_bytes_max;
+        if let Err(error) = take_away(shared, &oldest, may_be_spare, is_tight) {
+            // A later one must not go before it: without it there would be a gap.
+            shared.segments.write().insert(oldest.number, oldest);
+            return Err(error.into());
         }
-        if is_unshared && !is_tight && !has_spare && oldest.limit >= shared.options.segment_bytes_max {
-            shared.disk.rename(&oldest.path, &spare).map_err(DiskFault::at("spare segment", &oldest.path))?;
-            shared.disk.sync_dir(&shared.dir).map_err(DiskFault::at("sync log directory", &shared.dir))?;
-        } else {
-            remove_durably(&*shared.disk, &shared.dir, &oldest.path)?;
+        // A directory that could not be synced may have any of these names after a crash: none goes after it.
+        shared.disk.sync_dir(&shared.dir).map_err(|error| {
+            let fault = DiskFault::at("sync log directory", &shared.dir)(error);
+            shared.group.fail(fault.to_string().into());
+            fault
+        })?;
+    }
+}
+
+/// Takes a segment's name away, and the spare one's if space is tight. Not durable.
+fn take_away(
+    shared: &Shared,
+    segment: &Segment,
+    may_be_spare: bool,
+    is_tight: bool,
+) -> Result<(), DiskFault> {
+    let spare = shared.dir.join(SPARE_SEGMENT);
+    let has_spare = shared.disk.open(&spare, OpenMode::Read).is_ok();
+    if is_tight && has_spare {
+        remove_if_there(&*shared.disk, &spare)?;
+    }
+    if may_be_spare && !has_spare && shared.disk.rename(&segment.path, &spare).is_ok() {
+        return Ok(());
+    }
+    remove_if_there(&*shared.disk, &segment.path)
+}
+
+/// Removes a file that somebody else may have removed already.
+fn remove_if_there(disk: &dyn Disk, path: &Path) -> Result<(), DiskFault> {
+    match disk.remove(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(DiskFault::at("remove segment", path)(error))
         }
+        _ => Ok(()),
     }
 }
 
