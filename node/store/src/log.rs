@@ -21,6 +21,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
@@ -132,6 +133,9 @@ pub enum LogError {
         /// The log's directory.
         dir: PathBuf,
     },
+    /// The writer that wanted to append was stopped, see [`Log::append_unless`]. The log is good, and others may append to it.
+    #[error("its writer was stopped")]
+    Stopped,
     /// The frame is longer than a segment or than any frame may be.
     #[error("frame of {bytes} bytes is longer than {max}")]
     TooLarge {
@@ -263,6 +267,20 @@ impl Log {
     /// # Errors
     /// [`LogError::Full`], [`LogError::TooLarge`] and [`LogError::Order`] leave the log as it was; a failed write is final.
     pub fn append(&self, meta: &FrameMeta, parts: &[&[u8]]) -> Result<Position, LogError> {
+        self.append_unless(&AtomicBool::new(false), meta, parts)
+    }
+
+    /// As [`Log::append`], for a writer that others stop by setting `is_stopped`. Whoever set it and then looks at [`Log::tail`] sees the
+    /// last frame that this writer ever appends, wherever it stood in a call of this.
+    ///
+    /// # Errors
+    /// As [`Log::append`]; [`LogError::Stopped`] leaves the log as it was, too.
+    pub fn append_unless(
+        &self,
+        is_stopped: &AtomicBool,
+        meta: &FrameMeta,
+        parts: &[&[u8]],
+    ) -> Result<Position, LogError> {
         let shared = &self.shared;
         let payload_bytes: usize = parts.iter().map(|part| part.len()).sum();
         if payload_bytes > PAYLOAD_BYTES_MAX {
@@ -270,6 +288,9 @@ impl Log {
         }
         let pieces = piece_crcs(parts);
         let mut tail = shared.tail.lock();
+        if is_stopped.load(Ordering::Acquire) {
+            return Err(LogError::Stopped);
+        }
         shared.check_writable()?;
         if let Some(newest) = tail.newest
             && meta.seq <= newest.seq

@@ -4,6 +4,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use proptest::prelude::{ProptestConfig, any, prop, proptest};
 use remora_store::disk::Disk;
@@ -100,6 +101,19 @@ fn sequence_numbers_grow_and_frames_are_bounded() {
     assert!(matches!(log.append(&meta(3), &[&[0; 140 << 10]]), Err(LogError::TooLarge { .. })));
     assert!(matches!(log.append(&meta(3), &[&vec![0; 3 << 20]]), Err(LogError::TooLarge { .. })));
     log.append(&meta(3), &[b"x"]).unwrap();
+}
+
+#[test]
+fn a_stopped_writer_adds_nothing_and_others_do() {
+    let disk = SimDisk::new(3);
+    let (log, _, _) = open(&disk).unwrap();
+    let is_stopped = AtomicBool::new(false);
+    log.append_unless(&is_stopped, &meta(1), &[b"x"]).unwrap();
+    is_stopped.store(true, Ordering::Release);
+    assert!(matches!(log.append_unless(&is_stopped, &meta(2), &[b"late"]), Err(LogError::Stopped)));
+    assert_eq!(log.tail().map(|tail| tail.seq), Some(1));
+    log.append(&meta(2), &[b"of another"]).unwrap();
+    log.sync().unwrap();
 }
 
 #[test]

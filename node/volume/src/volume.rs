@@ -83,7 +83,8 @@ impl Volume {
         done.into_iter().for_each(|done| done(Ok(())));
     }
 
-    /// Steps down for good: everybody who waits and every later change gets `EIO`; reads go on.
+    /// Steps down for good: everybody who waits and every later change gets `EIO`; reads go on. What its log ends with once this
+    /// has returned is the last that it ever appends.
     ///
     /// The first reason is kept and shown by [`Volume::status`].
     pub fn fail(&self, reason: &str) {

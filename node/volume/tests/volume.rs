@@ -5,8 +5,8 @@
 
 mod rig;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use remora_store::sim::{CallKind, SimDisk};
@@ -321,6 +321,40 @@ impl Clock for Hand {
     fn now(&self) -> Timestamp {
         NOW
     }
+}
+
+/// Stops the volume at the moment a commit is stamped: whoever holds the pen has its batches and is about to append.
+#[derive(Default)]
+struct Stopping(OnceLock<Arc<Volume>>);
+
+impl Clock for Stopping {
+    fn elapsed(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    fn now(&self) -> Timestamp {
+        if let Some(volume) = self.0.get() {
+            volume.fail("another host took the volume over");
+        }
+        NOW
+    }
+}
+
+#[test]
+fn nothing_is_appended_after_a_volume_stepped_down() {
+    let store = store_on(Arc::new(SimDisk::new(17)));
+    let clock = Arc::new(Stopping::default());
+    let mut options = options_on(&store);
+    options.clock = clock.clone();
+    let volume = Arc::new(Volume::open(options).unwrap());
+    let attr = file(&volume, b"a");
+    fsync(&*volume, attr.ino).unwrap();
+    let before = store.log.tail().unwrap();
+    clock.0.set(volume.clone()).unwrap();
+    volume.write(attr.ino, 0, b"late", NOW).unwrap();
+    assert_eq!(fsync(&*volume, attr.ino), Err(Errno::EIO));
+    assert_eq!(store.log.tail().unwrap(), before, "a stopped writer's commit came behind the others");
+    assert_eq!(volume.status().failed.as_deref(), Some("another host took the volume over"));
 }
 
 #[test]

@@ -58,6 +58,7 @@ impl Shared {
             checkpoint_log_bytes: options.checkpoint_log_bytes,
             changes_max: options.changes_max,
             has_background: options.background,
+            is_stopped: AtomicBool::new(false),
             unlooked_bytes: AtomicU64::new(0),
             checkpoint: Mutex::new(()),
             eased: Condvar::new(),
@@ -117,6 +118,7 @@ impl Shared {
             let mut core = self.core.lock();
             let is_quiet = core.runs.is_empty() && core.journal.last_seq() == core.journal.durable();
             if is_quiet {
+                self.is_stopped.store(true, Ordering::Release);
                 let waiting = core.journal.fail(CLOSED);
                 drop(core);
                 assert!(waiting.is_empty(), "everything is durable, so nobody waits");

@@ -73,6 +73,8 @@ pub(crate) struct Shared {
     /// More changes than this and a checkpoint is due.
     pub(crate) changes_max: Changes,
     pub(crate) has_background: bool,
+    /// Set before the volume steps down, and never unset: whoever holds the pen then appends nothing any more, however far it had come.
+    pub(crate) is_stopped: AtomicBool,
     /// Bytes that may be written before the next look.
     pub(crate) unlooked_bytes: AtomicU64,
     /// Held while a checkpoint is made: there is one at a time.

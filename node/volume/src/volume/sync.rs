@@ -5,7 +5,7 @@
 //! `Done` behind and goes.
 //!
 //! Always holds: blocks are synced before a commit that refers to them is appended; a failed append or sync is final;
-//! every `Done` is called without a lock held.
+//! nothing is appended after the volume stepped down, whoever holds the pen; every `Done` is called without a lock held.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -186,7 +186,8 @@ impl Shared {
             .map_err(|error| Trouble::Failed(format!("seal commit {}: {error}", batch.seq)))?;
         let meta = commit_meta(&commit)
             .ok_or_else(|| Trouble::Failed(format!("term {} is too large", self.term)))?;
-        let position = self.log.append(&meta, &[&commit.bytes]).map_err(log_trouble)?;
+        let position =
+            self.log.append_unless(&self.is_stopped, &meta, &[&commit.bytes]).map_err(log_trouble)?;
         let appended = Appended { tip: commit.tip(), position, ops_offset: commit.ops_offset() };
         self.replicator.commit(CommitFrame {
             seq: commit.header.seq,
@@ -199,9 +200,12 @@ impl Shared {
 
     /// Steps down for good: see [`crate::volume::Volume::fail`].
     pub(crate) fn fail(&self, reason: &str) {
-        tracing::error!(reason, "the volume steps down");
+        self.is_stopped.store(true, Ordering::Release);
         let done = {
             let mut core = self.core.lock();
+            if core.journal.failure().is_none() {
+                tracing::error!(reason, "the volume steps down");
+            }
             let done = core.journal.fail(reason);
             self.run_stored.notify_all();
             self.wake.notify_all();
