@@ -303,10 +303,13 @@ impl Keeper {
             }
             KeeperEvent::LocalStopped { tip } => {
                 self.is_local_writer_running = false;
-                if tip.seq > self.chain.tip.seq {
-                    self.chain.extend_to(tip);
+                // Once another host holds the volume, nothing that this one wrote is on its chain.
+                if let Some(hold) = self.record.hold.filter(|hold| hold.peer == self.me) {
+                    if hold.term == tip.term {
+                        self.chain.extend_to(tip);
+                    }
+                    self.durable = self.chain.tip;
                 }
-                self.durable = self.chain.tip;
                 if let Some(Step::Stopping { then }) = self.step.take() {
                     self.on_request(now, *then, effects);
                 }
@@ -363,9 +366,14 @@ impl Keeper {
             effects.push(self.persist(vec![KeeperEffect::InstallCheckpoint { checkpoint }]));
             return;
         }
-        self.renew_lease(now);
         let skip = headers.iter().take_while(|header| header.tip.seq <= self.chain.tip.seq).count();
-        let added = headers.get(skip..).unwrap_or_default();
+        let (had, added) = headers.split_at(skip);
+        if had.iter().any(|header| self.has_another(header)) {
+            // This log is not on the writer's chain. What it holds must not count, so it is not told as a place to go on from.
+            effects.push(self.nack(request, NackReason::Damaged));
+            return;
+        }
+        self.renew_lease(now);
         let mut end = self.chain.tip;
         for header in added {
             if header.prev != end.id || header.tip.seq != end.seq + 1 || header.tip.term < end.term {
@@ -391,6 +399,11 @@ impl Keeper {
         } else {
             self.waiting_acks.push_back((last_seq, request));
         }
+    }
+
+    /// Whether a commit of another term is known to stand where this one would.
+    fn has_another(&self, header: &CommitHeader) -> bool {
+        header.tip.seq > self.chain.base.seq && !self.chain.holds(&header.tip)
     }
 
     /// Why `from` may not add commits in `term`, if it may not.

@@ -117,6 +117,7 @@ pub struct Writer {
     config: Config,
     elected: Option<Box<Elected>>,
     times: LeaseTimes,
+    start: Tip,
     tip: Tip,
     own_durable_seq: u64,
     told_durable_seq: u64,
@@ -148,6 +149,7 @@ impl Writer {
             config: won.config.clone(),
             elected: won.elected.clone(),
             times,
+            start: won.start,
             tip: won.start,
             own_durable_seq: won.start.seq,
             told_durable_seq: won.start.seq,
@@ -242,7 +244,10 @@ impl Writer {
         if *peer == self.me {
             return self.own_durable_seq;
         }
-        self.peers.get(peer).map_or(0, |peer| peer.tip.seq)
+        // What a log holds of older terms is on this chain only as far as that goes back before START.
+        let on_chain =
+            |tip: Tip| if tip.term < self.term { tip.seq.min(self.start.seq - 1) } else { tip.seq };
+        self.peers.get(peer).map_or(0, |peer| on_chain(peer.tip))
     }
 
     fn on_unreachable(&mut self, now: Millis, peer: PeerId) {

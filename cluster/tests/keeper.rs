@@ -192,6 +192,22 @@ fn commits_are_added_only_in_the_promised_term_and_only_if_they_join() {
 }
 
 #[test]
+fn a_commit_of_another_term_is_never_taken_for_one_that_is_here_already() {
+    let mut rig = Rig::written(Durability::Quorum);
+    let chain = rig.keeper.chain().clone();
+    rig.prepare(X, 3);
+    rig.elect(X, 3, chain.clone());
+    // A log that goes on in the old term after the election, as no log should.
+    let mut longer = chain;
+    longer.push(commit(1, 3));
+    let record = rig.keeper.record().clone();
+    rig.keeper = Keeper::new(ME, record, longer, false, LeaseTimes::default(), rig.now);
+    let answer = reply(&rig.append(X, 3, &[(commit(1, 2), commit(3, 3))])).0;
+    let Message::Nack(nack) = answer else { panic!("counted as had: {answer:?}") };
+    assert_eq!(nack.reason, NackReason::Damaged, "not a place to go on from");
+}
+
+#[test]
 fn an_acknowledgement_waits_for_the_disk_and_a_duplicate_is_acknowledged() {
     let mut rig = Rig::written(Durability::Quorum);
     let effects = rig.append(X, 1, &[(commit(1, 1), commit(1, 2)), (commit(1, 2), commit(1, 3))]);
@@ -239,6 +255,20 @@ fn the_writer_on_this_host_stops_before_another_host_is_promised() {
     let effects = rig.keeper.on(rig.now, KeeperEvent::LocalStopped { tip: commit(1, 4) });
     let (Message::Promised(promised), true) = reply(&effects) else { panic!("{effects:?}") };
     assert_eq!(promised.chain.tip, commit(1, 4), "what was written until then is told");
+}
+
+#[test]
+fn what_a_writer_leaves_behind_after_another_host_was_elected_is_not_on_the_chain() {
+    let mut rig = rig(Durability::Quorum);
+    rig.prepare(ME, 1);
+    rig.elect(ME, 1, Chain::default());
+    rig.ask(ME, Message::Release { term: Term(1), tip: Tip::default() });
+    assert!(is_promised(&rig.prepare(Y, 2)));
+    rig.elect(Y, 2, Chain::default());
+    rig.append(Y, 2, &[(Tip::default(), commit(2, 1))]);
+    rig.keeper.on(rig.now, KeeperEvent::LocalStopped { tip: commit(1, 3) });
+    assert_eq!(rig.keeper.chain().tip, commit(2, 1));
+    assert_eq!(rig.keeper.durable_tip(), Tip::default(), "nor is what is not on disk yet");
 }
 
 #[test]

@@ -96,3 +96,18 @@ fn a_keeper_that_was_away_is_told_of_the_election_and_then_of_the_release() {
     assert_eq!(reply(&mut writer, 30, Message::Released { term: Term(2) }), vec![]);
     assert!(writer.is_released_at(&AWAY));
 }
+
+#[test]
+fn a_log_that_goes_on_in_an_older_term_counts_only_up_to_where_this_term_began() {
+    let (mut writer, _) = writer();
+    let newest = Tip { seq: 9, ..START };
+    writer.on(Millis(1), WriterEvent::Appended { tip: newest });
+    writer.on(Millis(2), WriterEvent::LocalDurable { seq: 9 });
+    let longer = Tip { term: Term(1), seq: 9, id: CommitId([19; 32]) };
+    let nack = Nack { reason: NackReason::Gap, promised: Term(2), hold: None, tip: longer };
+    for from in [X, AWAY] {
+        let message = Message::Nack(Box::new(nack.clone()));
+        writer.on(Millis(3), WriterEvent::Reply { from, message });
+    }
+    assert_eq!(writer.durable_seq(), START.seq - 1);
+}

@@ -131,7 +131,9 @@ impl Acquire {
 
     fn check_won(&mut self, effects: &mut Vec<AcquireEffect>) {
         let Phase::Starting { start } = self.phase else { return };
-        let has_start = |peer: &PeerId| self.progress.get(peer).is_some_and(|(tip, _)| tip.seq >= start.seq);
+        // By term first: a log that goes on in an older term is long, and has no START.
+        let has_start =
+            |peer: &PeerId| self.progress.get(peer).is_some_and(|(tip, _)| tip.rank() >= start.rank());
         let is_majority = self.next.is_quorum(has_start);
         let is_enough = is_majority || (self.is_alone && self.is_needed(&self.next));
         if !is_enough || !has_start(&self.options.me) {
