@@ -4,6 +4,10 @@
 //! and the answer to a request leaves only when the machine gave it. Fetching and decoding happen before the lock is
 //! taken.
 
+mod opening;
+mod showing;
+mod stopping;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,24 +19,21 @@ use cid::Cid;
 use parking_lot::Mutex;
 use remora_cluster::identity::{PeerId, VolumeId};
 use remora_cluster::keeper::{Keeper, KeeperEffect, KeeperEvent, RequestId};
-use remora_cluster::lease::{LeaseTimes, Millis};
-use remora_cluster::message::{Append, COMMIT_BYTES_MAX, COMMITS_MAX, LogChunk, Message};
+use remora_cluster::lease::Millis;
+use remora_cluster::message::{Append, LogChunk, Message};
 use remora_cluster::promise::Promise;
-use remora_cluster::tip::{Chain, Checkpoint, CommitHeader, Term, Tip};
+use remora_cluster::tip::{CommitHeader, Term, Tip};
 use remora_store::ctl::Slots;
 use remora_store::disk::{Disk, RealDisk};
 use remora_store::fault::chain as cause;
-use remora_store::file_header::FileKind;
-use remora_store::layout::{VolumeDir, is_unfinished, segment_name};
-use remora_store::log::{Log, LogError, LogOptions, Recovery};
+use remora_store::layout::{VolumeDir, is_unfinished};
+use remora_store::log::{Log, LogError};
 use remora_volume::commit::Commit;
 use remora_volume::volume::Volume;
 use serde::{Deserialize, Serialize};
 
 use crate::exit::{Code, Failure};
-use crate::keepers::chain::{
-    ChainBuilder, checkpoint_in, commits_after, frame_of, header_of, named_base, tip_at,
-};
+use crate::keepers::chain::{frame_of, header_of, named_base, tip_at};
 use crate::members::now::boot_ms;
 
 /// How long the machine may keep a request waiting for the disk.
@@ -70,59 +71,6 @@ struct Inner {
 }
 
 impl Kept {
-    /// Opens what is on disk, or begins with `first` if nothing is.
-    pub(crate) fn open(
-        id: VolumeId,
-        me: PeerId,
-        dir: VolumeDir,
-        first: &Promise,
-    ) -> Result<Arc<Kept>, Failure> {
-        if has_log(&dir) && !dir.ctl().exists() {
-            // A keeper that forgot what it promised must not vote as if it never had.
-            return Err(Failure::new(
-                Code::Damaged,
-                format!(
-                    "volume {id}: {} is gone though the log is there: restore it, or move {} away and let this host become a keeper anew",
-                    dir.ctl().display(),
-                    dir.root().display()
-                ),
-            ));
-        }
-        let first = Ctl { promise: first.encode(), used_term: 0 };
-        let slots = Slots::open_or_create(&RealDisk, &dir.ctl(), || first)
-            .map_err(|e| damaged(&id, "read the promise", &e))?;
-        let promise =
-            Promise::decode(&slots.get().promise).map_err(|e| damaged(&id, "read the promise", &e))?;
-        let mut chain = ChainBuilder::default();
-        let options = LogOptions::new(FileKind::VolumeLog, id.0);
-        let (log, recovery) = Log::open(Arc::new(RealDisk), &dir.log(), options, &mut |view| {
-            chain.take(&view).map_err(Into::into)
-        })
-        .map_err(|e| damaged(&id, "open the log", &e))?;
-        let damage = damage_in(&dir, &recovery);
-        if let Some(damage) = &damage {
-            tracing::error!(volume = %id, ?recovery, "{damage}: this keeper does not vote");
-        }
-        let base = promise.checkpoint.map(|c| c.tip).unwrap_or_default();
-        let mut chain = chain.finish(base);
-        if base.seq > chain.tip.seq && damage.is_none() {
-            // The checkpoint was promised and the crash came before the old log was set aside.
-            log.truncate_after(0, &dir.fork())
-                .map_err(|e| damaged(&id, "begin the log at its checkpoint", &e))?;
-            chain = Chain::from_base(base);
-        }
-        let now = Millis(boot_ms());
-        let machine = Keeper::new(me, promise, chain, damage.is_some(), LeaseTimes::default(), now);
-        let inner = Inner {
-            machine,
-            next_request: 1,
-            waiting: BTreeMap::new(),
-            commits: BTreeMap::new(),
-            local: None,
-        };
-        Ok(Arc::new(Kept { id, me, dir, log: Arc::new(log), slots, damage, inner: Mutex::new(inner) }))
-    }
-
     pub(crate) fn id(&self) -> VolumeId {
         self.id
     }
@@ -179,28 +127,9 @@ impl Kept {
         self.slots.put(&ctl).map_err(|e| damaged(&self.id, "write the term", &e))
     }
 
-    /// The writer on this host begins; its commits are the keeper's from now on.
-    pub(crate) fn attach(&self, volume: Arc<Volume>) {
-        self.inner.lock().local = Some(volume);
-    }
-
-    /// The writer on this host has ended.
-    pub(crate) fn detach(&self) {
-        let mut inner = self.inner.lock();
-        if inner.local.take().is_some() {
-            let tip = self.end(&inner);
-            self.drive(&mut inner, KeeperEvent::LocalStopped { tip });
-        }
-    }
-
     /// The writer on this host.
     pub(crate) fn local(&self) -> Option<Arc<Volume>> {
         self.inner.lock().local.clone()
-    }
-
-    /// The tree to begin with for a host whose log ends before what this one keeps.
-    pub(crate) fn checkpoint(&self) -> Option<Checkpoint> {
-        checkpoint_in(&self.log).or_else(|| self.promise().checkpoint)
     }
 
     /// Handles a message and answers it. Blocks until the machine and the disk have decided.
@@ -208,6 +137,10 @@ impl Kept {
         match message {
             Message::FetchLog { after, bytes_max } => self.fetch(after, bytes_max),
             Message::Append(append) => self.append(from, append, |commits, _| Ok(commits.len())),
+            Message::Release { term, .. } if from == self.me => {
+                self.end_local(term);
+                self.submit(|request| KeeperEvent::Request { from, request, message }, None)
+            }
             other => self.submit(|request| KeeperEvent::Request { from, request, message: other }, None),
         }
     }
@@ -307,8 +240,7 @@ impl Kept {
                     events.insert(0, self.fact(outcome, KeeperEvent::CheckpointInstalled));
                 }
                 KeeperEffect::StopLocalWriter { term } => {
-                    let tip = self.stop_local(inner, term);
-                    events.insert(0, KeeperEvent::LocalStopped { tip });
+                    events.insert(0, self.stop_local(inner, term));
                 }
                 KeeperEffect::Reply { request, message } => {
                     inner.commits.remove(&request);
@@ -340,73 +272,6 @@ impl Kept {
                 KeeperEvent::LogDamaged
             }
         }
-    }
-
-    /// The writer on this host must not append any more; answers where the log ends.
-    fn stop_local(&self, inner: &mut Inner, term: Term) -> Tip {
-        if let Some(volume) = inner.local.take() {
-            tracing::error!(volume = %self.id, %term, "another host takes the volume over: this mount answers EIO");
-            volume.fail("another host took the volume over");
-        }
-        self.end(inner)
-    }
-
-    /// Where the log ends.
-    fn end(&self, inner: &Inner) -> Tip {
-        let end = self.log.tail().map_or(0, |tail| tail.seq);
-        tip_at(&self.log, end).unwrap_or(inner.machine.durable_tip())
-    }
-
-    /// Part of the log, for somebody who has everything up to `after`.
-    fn fetch(&self, after: Tip, bytes_max: u32) -> Message {
-        let mut inner = self.inner.lock();
-        self.note_local(&mut inner);
-        let end = inner.machine.durable_tip();
-        let chain = inner.machine.chain().clone();
-        drop(inner);
-        // Who ends before what is kept here, or on another branch, begins with the tree.
-        let joins = after.seq >= chain.base.seq && chain.holds(&after) && self.goes_on_from(after.seq);
-        let checkpoint = if joins { None } else { self.checkpoint() };
-        let from = match (&checkpoint, joins) {
-            (_, true) => after.seq,
-            (Some(checkpoint), false) => checkpoint.tip.seq,
-            (None, false) => 0,
-        };
-        let bytes = (bytes_max as usize).min(COMMIT_BYTES_MAX);
-        match commits_after(&self.log, from, bytes, COMMITS_MAX) {
-            Ok(commits) => {
-                // What is written and not yet on disk is not told.
-                let known = commits.into_iter().map(|c| serde_bytes::ByteBuf::from(c.to_vec()));
-                let kept = usize::try_from(end.seq.saturating_sub(from)).unwrap_or(usize::MAX);
-                Message::LogChunk(LogChunk { checkpoint, commits: known.take(kept).collect(), end })
-            }
-            Err(why) => {
-                tracing::warn!(volume = %self.id, why, "the log cannot be read for a peer");
-                Message::NotHere
-            }
-        }
-    }
-
-    /// What a keeper whose log ends at `after` has to be sent next, written or on disk; `None` if the log cannot be read.
-    pub(crate) fn append_after(&self, term: Term, after: Tip, commit_seq: u64) -> Option<Append> {
-        let mut inner = self.inner.lock();
-        self.note_local(&mut inner);
-        let chain = inner.machine.chain().clone();
-        drop(inner);
-        let is_known = chain.holds(&after) || after.seq >= chain.tip.seq;
-        let joins = after.seq >= chain.base.seq && is_known && self.goes_on_from(after.seq);
-        let checkpoint = if joins { None } else { self.checkpoint() };
-        let from = if joins { after.seq } else { checkpoint.map_or(0, |c| c.tip.seq) };
-        let commits = commits_after(&self.log, from, COMMIT_BYTES_MAX, COMMITS_MAX);
-        let commits =
-            commits.map_err(|why| tracing::error!(volume = %self.id, why, "the log cannot be read")).ok()?;
-        let commits = commits.into_iter().map(|c| serde_bytes::ByteBuf::from(c.to_vec())).collect();
-        Some(Append { term, checkpoint, commits, commit_seq })
-    }
-
-    /// Whether the log has what comes after this commit: what a tree stands for may have been dropped.
-    fn goes_on_from(&self, seq: u64) -> bool {
-        self.log.first_seq().is_none_or(|first| first <= seq + 1)
     }
 
     /// Drops the commits before the one that `tree` stands for, if a committed commit names that tree; never while this host writes.
@@ -466,36 +331,6 @@ fn decode_all(append: &Append, id: &VolumeId) -> Result<Vec<Commit>, String> {
         .collect()
 }
 
-/// Where a log is damaged, if it is.
-fn damage_in(dir: &VolumeDir, recovery: &Recovery) -> Option<String> {
-    let Recovery::Damaged { segment, at, .. } = recovery else { return None };
-    Some(format!("{} is damaged at byte {at}", dir.log().join(segment_name(*segment)).display()))
-}
-
 fn damaged(id: &VolumeId, doing: &str, error: &dyn std::error::Error) -> Failure {
     Failure::new(Code::Damaged, format!("volume {id}: {doing}: {}", cause(error)))
-}
-
-/// Whether a log was ever begun.
-fn has_log(dir: &VolumeDir) -> bool {
-    std::fs::read_dir(dir.log()).is_ok_and(|mut names| names.next().is_some())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use remora_store::layout::DataDir;
-
-    #[test]
-    fn a_keeper_that_lost_its_promise_is_not_opened() {
-        let data = tempfile::tempdir().unwrap();
-        let (id, me) = (VolumeId([7; 16]), PeerId([1; 32]));
-        let dir = || DataDir::new(data.path()).volume(&id.0);
-        drop(Kept::open(id, me, dir(), &Promise::blank(id)).unwrap());
-        drop(Kept::open(id, me, dir(), &Promise::blank(id)).unwrap());
-        std::fs::remove_file(dir().ctl()).unwrap();
-        let failure = Kept::open(id, me, dir(), &Promise::blank(id)).err().unwrap();
-        assert_eq!(failure.code, Code::Damaged);
-        assert!(failure.text.contains("ctl"), "{failure}");
-    }
 }

@@ -71,10 +71,21 @@ impl Writing {
                 kept.detach();
             }
             let volume = open_at(keepers, &kept, record, (term, config), (&genesis, limits), &bell)?;
-            opened = Some(Arc::clone(&volume));
-            kept.attach(Arc::clone(&volume));
             let _ = after;
-            commit_start(&kept, &volume, term, config)
+            if !kept.attach(Arc::clone(&volume), term) {
+                // Opening took longer than a lease.
+                volume.fail("another host took the volume over while it was opened");
+                return Err(outrun(record));
+            }
+            let start = commit_start(&kept, &volume, term, config);
+            if start.is_err() {
+                // Before the election is given back: this writer must have ended when another one begins.
+                volume.fail("the term could not be begun");
+                kept.detach();
+                return start;
+            }
+            opened = Some(volume);
+            start
         });
         let (won, volume) = match (won, opened) {
             (Ok(won), Some(volume)) => (won, volume),
@@ -205,6 +216,17 @@ fn check_log(kept: &Kept, record: &VolumeRecord) -> Result<(), Failure> {
             record.name
         ),
     ))
+}
+
+/// Another host was faster than the opening here.
+fn outrun(record: &VolumeRecord) -> Failure {
+    Failure::new(
+        Code::Conflict,
+        format!(
+            "volume {}: another host took it over while it was opened here: try again when it is released there",
+            record.name
+        ),
+    )
 }
 
 fn open_at(
