@@ -49,9 +49,8 @@ pub(crate) fn ready(
     if !plan.wanted.is_empty() {
         fetch(keepers, kept, from, plan.wanted.clone())?;
     }
-    keepers.blocks().sync().map_err(|e| chain(&e))?;
     let commits = commits.get(..plan.n_commits).unwrap_or_default();
-    let n = n_whole(commits, commit_seq, &has)?;
+    let n = n_durable(commits, commit_seq, &has, &|| keepers.blocks().sync().map_err(|e| chain(&e)))?;
     if n > 0 || plan.wanted.iter().any(|cid| has(cid) == Ok(true)) {
         return Ok(n);
     }
@@ -95,6 +94,19 @@ fn plan(
     Ok(plan)
 }
 
+/// Commits, from the first, all of whose blocks are on this disk. They are counted first: what was given up on may still come, and a
+/// block that comes after the sync began is here and not durable.
+fn n_durable(
+    commits: &[Commit],
+    commit_seq: u64,
+    has: &dyn Fn(&Cid) -> Result<bool, String>,
+    sync: &dyn Fn() -> Result<(), String>,
+) -> Result<usize, String> {
+    let n = n_whole(commits, commit_seq, has)?;
+    sync()?;
+    Ok(n)
+}
+
 /// Commits, from the first, all of whose blocks are here.
 fn n_whole(
     commits: &[Commit],
@@ -130,5 +142,60 @@ fn fetch(keepers: &Keepers, kept: &Kept, from: PeerId, wanted: Vec<Cid>) -> Resu
     match fetched {
         Ok(Ok(_)) | Err(_) => Ok(()),
         Ok(Err(e)) => Err(chain(&e)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use remora_cluster::tip::CommitId;
+    use remora_vfs::attr::Timestamp;
+    use remora_volume::commit::{CommitHeader, FLAG_END};
+
+    use super::*;
+
+    fn block(n: u8) -> Cid {
+        CommitId([n; 32]).cid().unwrap()
+    }
+
+    fn commit(seq: u64, data: Vec<Cid>) -> Commit {
+        let base = block(99);
+        let time = Timestamp(1);
+        let header = CommitHeader {
+            volume: [7; 16],
+            prev: [0; 32],
+            term: 1,
+            seq,
+            base,
+            base_seq: 0,
+            flags: FLAG_END,
+            time,
+        };
+        Commit::seal(header, b"ops", data).unwrap()
+    }
+
+    #[test]
+    fn a_commit_is_acknowledged_only_if_all_its_blocks_came_before_the_sync() {
+        let commits = [commit(1, vec![block(1)]), commit(2, vec![block(2)]), commit(3, vec![block(3)])];
+        let here = RefCell::new(HashSet::from([block(1)]));
+        let on_disk = RefCell::new(HashSet::new());
+        let has = |cid: &Cid| Ok(here.borrow().contains(cid));
+        let sync = || {
+            *on_disk.borrow_mut() = here.borrow().clone();
+            // What was asked for before, and given up, comes now.
+            here.borrow_mut().extend([block(2), block(3)]);
+            Ok(())
+        };
+        let n = n_durable(&commits, 0, &has, &sync).unwrap();
+        assert!(
+            commits[..n].iter().all(|commit| commit.data.iter().all(|cid| on_disk.borrow().contains(cid)))
+        );
+        assert_eq!(n, 1);
+        assert_eq!(n_durable(&commits, 0, &has, &sync), Ok(3), "the next attempt finds them");
+        assert_eq!(
+            n_durable(&commits, 0, &has, &|| Err("the disk failed".into())),
+            Err("the disk failed".into())
+        );
     }
 }
