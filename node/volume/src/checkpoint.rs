@@ -5,13 +5,14 @@
 //!   2 wait      until s is durable under the volume's rule
 //!   3 replay    a second, private state: base + log up to s              no lock
 //!   4 derive    new leaves, directories, tree T'; sync the blocks        no lock
-//!   5 announce  commit Checkpoint{T', s}, which names T' as its base; wait until it is durable
+//!   5 record    commit Checkpoint{T', s}, which names T' as its base     lock, for a moment
 //!   6 rebase    the live state moves onto T' a bounded step at a time    lock, under a millisecond each
-//!   7 forget    log segments up to s, as far as nobody needs them
+//!   7 forget    once that commit is durable: log segments up to s, as far as nobody needs them
 //! ```
 //!
-//! Always holds: a crash before 5 leaves only blocks nobody refers to; after 5 the log names T' and everything behind s;
-//! the log is dropped only when the tree that replaces it is durable. Keepers run 3 and 4 on their own logs through
+//! Always holds: a crash before that commit is durable leaves only blocks nobody refers to; after it the log names T' and everything
+//! behind s; the log is dropped only when the tree that replaces it is durable. Once 5 is done there is no way back, also if the commit
+//! cannot be written for now: state and journal stand on the same base again when 6 is. Keepers run 3 and 4 on their own logs through
 //! [`crate::named_tree`] and compare the CIDs.
 
 mod part;
@@ -41,6 +42,11 @@ const REBASE_ITEMS: usize = 256;
 /// Why there is no checkpoint. The volume goes on unless it stepped down.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
+    /// Not even the tree of a small part of the tail fits.
+    #[error(
+        "the disk is too full for any checkpoint: a part of {0} bytes does not fit; free some space outside the volumes"
+    )]
+    NoRoom(u64),
     /// What is to be in it cannot be made durable.
     #[error("make the tail durable: {0}")]
     NotDurable(Errno),
@@ -153,6 +159,10 @@ impl Shared {
             core.journal.check().map_err(CheckpointError::NotDurable)?;
             let base = core.journal.base();
             if !core.journal.has_changed_since_base() {
+                let (last, freed_bytes) = (core.journal.last_seq(), core.pressure.freed_bytes);
+                drop(core);
+                // The last checkpoint may have been recorded without being durable: the disk was full.
+                self.end_checkpoint(base.1, last, freed_bytes)?;
                 return Ok(base);
             }
             core.journal.close_batch();
@@ -160,31 +170,19 @@ impl Shared {
             core.state.freeze(upto)?;
             (base, upto, core.pressure.freed_bytes)
         };
-        let derived = self.derive_and_announce(base, upto);
-        if derived.is_err() {
+        let recorded = self.derive_and_record(base, upto);
+        if recorded.is_err() {
             self.core.lock().state.thaw();
         }
-        let (derived, ops_bytes) = derived?;
-        while !self.core.lock().state.rebase(&derived, upto, REBASE_ITEMS)? {}
-        let inline = {
-            let mut core = self.core.lock();
-            // A copy made while the tree was derived may still read what the tree contains from the log.
-            let inline = core.state.oldest_copied().unwrap_or(u64::MAX);
-            core.journal.forget_until(upto.min(inline.saturating_sub(1)), ops_bytes);
-            core.pressure.given_back(freed_bytes);
-            self.look_at_changes(&core);
-            self.eased.notify_all();
-            inline
-        };
-        let needed = self.replicator.oldest_needed().unwrap_or(u64::MAX);
-        // The commit that the tree ends with stays: it says where a keeper that begins with the tree begins.
-        self.log.drop_before(needed.min(inline).min(upto))?;
+        let (derived, ops_bytes, seq) = recorded?;
+        self.go_over(&derived, upto, ops_bytes)?;
+        self.end_checkpoint(upto, seq, freed_bytes)?;
         tracing::info!(tree = %derived.tree_cid, upto, ops_bytes, "checkpoint");
         Ok((derived.tree_cid, upto))
     }
 
-    /// Steps 2 to 5: the tree is durable and the chain names it when this returns.
-    fn derive_and_announce(&self, base: (Cid, u64), upto: u64) -> Result<(Derived, u64), CheckpointError> {
+    /// Steps 2 to 5: the tree is durable when this returns, and the next commit names it. Answers the bytes of ops in it and that commit.
+    fn derive_and_record(&self, base: (Cid, u64), upto: u64) -> Result<(Derived, u64, u64), CheckpointError> {
         self.flush_until(upto).map_err(CheckpointError::NotDurable)?;
         let tail = Tail { log: &self.log, volume: &self.id, base, upto };
         let (derived, ops_bytes) =
@@ -193,23 +191,53 @@ impl Shared {
             self.fail(&format!("sync the blocks of a checkpoint: {error}"));
             CheckpointError::Sync(error)
         })?;
-        self.announce(derived.tree_cid, upto)?;
-        Ok((derived, ops_bytes))
+        let seq = self.record_checkpoint(&mut self.core.lock(), derived.tree_cid, upto)?;
+        Ok((derived, ops_bytes, seq))
     }
 
-    /// Commits the checkpoint, alone, and waits until it is durable.
-    fn announce(&self, tree: Cid, upto: u64) -> Result<(), CheckpointError> {
-        let seq = self.record_checkpoint(&mut self.core.lock(), tree, upto)?;
-        self.flush_until(seq).map_err(CheckpointError::NotDurable)
+    /// Step 6: the journal names the tree already, so the state must follow, whether or not that is on disk yet.
+    fn go_over(&self, derived: &Derived, upto: u64, ops_bytes: u64) -> Result<(), CheckpointError> {
+        loop {
+            let step = self.core.lock().state.rebase(derived, upto, REBASE_ITEMS);
+            match step {
+                Ok(true) => break,
+                Ok(false) => {}
+                Err(stop) => {
+                    self.fail(&format!("go over to the tree of a checkpoint: {stop}"));
+                    return Err(stop.into());
+                }
+            }
+        }
+        let mut core = self.core.lock();
+        // A copy made while the tree was derived may still read what the tree contains from the log.
+        let inline = core.state.oldest_copied().unwrap_or(u64::MAX);
+        core.journal.forget_until(upto.min(inline.saturating_sub(1)), ops_bytes);
+        self.look_at_changes(&core);
+        self.eased.notify_all();
+        Ok(())
+    }
+
+    /// Step 7: once commit `seq`, which names the tree of everything up to `upto`, is durable.
+    fn end_checkpoint(&self, upto: u64, seq: u64, freed_bytes: u64) -> Result<(), CheckpointError> {
+        self.flush_until(seq).map_err(CheckpointError::NotDurable)?;
+        let inline = {
+            let mut core = self.core.lock();
+            core.pressure.given_back(freed_bytes);
+            core.state.oldest_copied().unwrap_or(u64::MAX)
+        };
+        let needed = self.replicator.oldest_needed().unwrap_or(u64::MAX);
+        // The commit that the tree ends with stays: it says where a keeper that begins with the tree begins.
+        self.log.drop_before(needed.min(inline).min(upto))?;
+        Ok(())
     }
 
     /// Begins the commit of a checkpoint; answers its number.
     fn record_checkpoint(&self, core: &mut Core, tree: Cid, upto: u64) -> Result<u64, CheckpointError> {
         core.journal.check().map_err(CheckpointError::NotDurable)?;
         core.journal.close_batch();
-        core.journal.set_base(tree, upto);
         let recorded = self.record(core, &Op::Checkpoint { tree, upto_seq: upto });
         recorded.map_err(|_| CheckpointError::NotDurable(Errno::EIO))?;
+        core.journal.set_base(tree, upto);
         core.journal.flag(FLAG_CHECKPOINT);
         core.journal.close_batch();
         Ok(core.journal.last_seq())

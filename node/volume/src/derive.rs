@@ -35,6 +35,8 @@ use crate::tree::{Orphan, Tree, orphan_pages};
 /// A tree that was derived, and how it differs from the base.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Derived {
+    /// The CID of the tree it was derived over.
+    pub over: Cid,
     /// The tree.
     pub tree: Tree,
     /// Its CID.
@@ -152,7 +154,7 @@ pub fn derive(
     let block = tree.to_block();
     let tree_cid = *block.cid();
     sink.put(block)?;
-    Ok(Derived { tree, tree_cid, changed: changed(state, &contents, &directories)? })
+    Ok(Derived { over: *state.base_cid(), tree, tree_cid, changed: changed(state, &contents, &directories)? })
 }
 
 /// The row of an inode; its xattr block, if it has one, is put.

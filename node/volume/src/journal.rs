@@ -295,9 +295,13 @@ impl Journal {
         std::mem::take(&mut self.waiters).into_iter().map(|(_, done)| done).collect()
     }
 
-    /// Answers everybody who waits for this host's disk, without stepping down: it is full.
+    /// Answers everybody who waits for this host's disk, without stepping down: it is full. Who waits for keepers alone goes on.
     pub(crate) fn give_up_waiting(&mut self) -> Vec<Done> {
-        std::mem::take(&mut self.waiters).into_iter().map(|(_, done)| done).collect()
+        let synced = self.synced;
+        let (gone, waiting): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.waiters).into_iter().partition(|(seq, _)| *seq > synced);
+        self.waiters = waiting;
+        gone.into_iter().map(|(_, done)| done).collect()
     }
 
     /// `EIO` once the volume stepped down.

@@ -9,11 +9,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use parking_lot::Mutex;
 use remora_store::disk::Disk;
 use remora_store::reserve::Reserve;
 use remora_store::sim::SimDisk;
 use remora_vfs::attr::{ROOT_INO, Timestamp};
+use remora_vfs::errno::Errno;
 use remora_vfs::filesystem::Filesystem;
+use remora_volume::journal::durability::{CommitFrame, Durability, Replicator};
 use remora_volume::volume::Volume;
 use remora_volume::volume::options::Space;
 
@@ -22,6 +25,9 @@ use rig::{HandClock, content, file, fsync, names, open_on, options_on, store_on,
 const NOW: Timestamp = Timestamp(5);
 const MIB: usize = 1 << 20;
 const RESERVE_BYTES: u64 = 16 << 20;
+
+/// Room for the tree of a small change, and not for a segment of the log.
+const ROOM_BYTES: u64 = 40 << 10;
 
 /// Files of a mebibyte in the log.
 const N_FILES: u8 = 25;
@@ -99,6 +105,77 @@ fn a_power_cut_at_any_call_on_a_full_disk_loses_nothing() {
         check(&open_on(&after));
     }
     assert!(n_cuts > 5, "{n_cuts}");
+}
+
+#[test]
+fn a_checkpoint_that_cannot_be_written_for_now_leaves_state_and_journal_on_one_base() {
+    let disk = SimDisk::new(5);
+    let store = store_with(Arc::new(disk.clone()), 64 << 10, None);
+    let volume = Volume::open(options_on(&store)).unwrap();
+    let files: Vec<_> = (b'a'..=b'g').map(|name| file(&volume, &[name])).collect();
+    volume.checkpoint().unwrap();
+    let mut base = volume.status().base_seq;
+    // The blocks of the tree fit, the segment of the log that the commit naming it would begin does not.
+    let mut n_recorded = 0;
+    let check = |volume: &Volume, upto: usize| {
+        for n in 0..7 {
+            let expected: Vec<u8> = (n..upto).step_by(7).flat_map(|i| [i as u8; 100]).collect();
+            assert_eq!(content(volume, &[b'a' + n as u8]).unwrap(), expected);
+        }
+    };
+    for i in 0..600 {
+        disk.set_capacity(None);
+        volume.write(files[i % 7].ino, (i / 7 * 100) as u64, &[i as u8; 100], NOW).unwrap();
+        volume.flush().unwrap();
+        disk.set_capacity(Some(disk.used_bytes() + ROOM_BYTES));
+        let made = volume.checkpoint();
+        n_recorded += u32::from(made.is_err() && volume.status().base_seq > base);
+        base = volume.status().base_seq;
+        assert_eq!(volume.status().failed, None);
+        check(&volume, i + 1);
+    }
+    assert!(n_recorded > 0, "the case was never met");
+    drop(volume);
+    check(&open_on(&disk.crash(2)), 600);
+}
+
+/// Accepts everything and never says that anybody has it.
+struct Silent;
+
+impl Replicator for Silent {
+    fn commit(&self, _frame: CommitFrame) {}
+}
+
+#[test]
+fn a_full_disk_is_no_answer_to_who_waits_for_keepers_alone() {
+    let disk = SimDisk::new(6);
+    let store = store_with(Arc::new(disk.clone()), 64 << 10, None);
+    let mut options = options_on(&store);
+    options.durability = Durability::Quorum;
+    options.replicator = Arc::new(Silent);
+    let volume = Volume::open(options).unwrap();
+    let attr = file(&volume, b"a");
+    let replies = Arc::new(Mutex::new(Vec::new()));
+    let ask = |what: &'static str| {
+        let replies = replies.clone();
+        volume.fsync(attr.ino, false, Box::new(move |reply| replies.lock().push((what, reply))));
+    };
+    ask("on this disk");
+    disk.set_capacity(Some(disk.used_bytes()));
+    // The segment that is there takes some of them.
+    let mut n_taken = 0;
+    while replies.lock().is_empty() {
+        volume.write(attr.ino, n_taken * 1000, &pattern(1000, 1), NOW).unwrap();
+        ask("while it lasts");
+        n_taken += 1;
+    }
+    assert_eq!(*replies.lock(), [("while it lasts", Err(Errno::ENOSPC))]);
+    disk.set_capacity(None);
+    ask("with space");
+    volume.acked(volume.status().tip.seq);
+    let replies = replies.lock().clone();
+    assert!(n_taken > 2 && replies.len() as u64 == n_taken + 2);
+    assert!(replies[1..].iter().all(|(_, reply)| reply.is_ok()), "{replies:?}");
 }
 
 /// A volume on a disk without a free byte, with a tail whose tree is longer than what is set aside, and in it something that was deleted.

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! What always holds while it goes on: an inode in the table is either still over the old base with all its changes, or
-//! over the new one with those after `s`; both read the same.
+//! over the new one with those after `s`; both read the same. None that the new base has anew leaves the table meanwhile: a
+//! directory above it may still be over the old base, where it is found as it was.
 
 use std::sync::Arc;
 
@@ -85,12 +86,15 @@ impl State {
     /// calls after the first are given the same arguments.
     ///
     /// # Errors
-    /// [`Stop::Refused`] if the state was not frozen at `upto`.
+    /// [`Stop::Refused`] if the state was not frozen at `upto`, or stands on another tree than the one it was derived over.
     pub fn rebase(&mut self, derived: &Derived, upto: u64, max_items: usize) -> Result<bool, Stop> {
         if self.frozen != upto || upto == 0 {
             return Err(Stop::Refused("a tree that was not derived at the freeze"));
         }
         if self.rebase.is_none() {
+            if derived.over != self.tree_cid {
+                return Err(Stop::Refused("a tree that was derived over another one"));
+            }
             self.tree = derived.tree.clone();
             self.tree_cid = derived.tree_cid;
             self.n_orphan_pages = self.tree.orphans.len();

@@ -163,7 +163,8 @@ impl Shared {
         let is_long = tail >= self.checkpoint_log_bytes.max(part);
         let is_large = core.state.changes().reaches(&self.changes_max, 1)
             || core.journal.n_commits() >= CHECKPOINT_COMMITS;
-        is_long || is_large || core.pressure.is_urgent() || (is_idle && core.journal.has_changed_since_base())
+        core.pressure.is_urgent()
+            || ((is_long || is_large || is_idle) && core.journal.has_changed_since_base())
     }
 
     /// A checkpoint in the background: what goes wrong is logged, and tried again later.

@@ -158,15 +158,16 @@ impl Shared {
             core.journal.synced_seq()
         };
         drop(batches);
-        if let Some(trouble) = trouble {
-            return Err(trouble);
+        if let Some(Trouble::Failed(_)) = &trouble {
+            return trouble.map_or(Ok(()), Err);
         }
+        // Also on a full disk: who waits for what was still written hears that it is durable.
         if is_synced && pen.tip.seq > synced {
             self.log.sync().map_err(|error| Trouble::Failed(format!("sync the log: {error}")))?;
             let done = self.core.lock().journal.synced(pen.tip.seq);
             done.into_iter().for_each(|done| done(Ok(())));
         }
-        Ok(())
+        trouble.map_or(Ok(()), Err)
     }
 
     /// Seals one batch and appends it to the log and to the stream for the keepers.
