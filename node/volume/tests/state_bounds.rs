@@ -146,6 +146,42 @@ fn inodes_that_are_as_in_the_base_leave_memory() {
     }
 }
 
+/// Enough changed inodes that those taken over first would be evicted while the others are.
+const N_OTHERS: usize = CLEAN_INODES_MAX + 8_000;
+
+#[test]
+fn an_inode_that_is_taken_over_stays_while_its_directory_is_not() {
+    let rig = Rig::new();
+    let file = make(&rig, ROOT_INO, "a", &NewNode::File);
+    rig.write(file, 0, &[1; 10], NOW).unwrap();
+    let others: Vec<Ino> =
+        (0..N_OTHERS).map(|i| make(&rig, ROOT_INO, &i.to_string(), &NewNode::Fifo)).collect();
+    let dir = make(&rig, ROOT_INO, "p", &NewNode::Directory);
+    rig.rename((ROOT_INO, b"a"), (dir, b"a"), RenameMode::Replace, NOW).unwrap();
+    rig.checkpoint();
+    while !rig.rebase(4096) {}
+    // A directory above all of it that is taken over last, and leads to what its file was.
+    rig.write(file, 10, &[2; 10], NOW).unwrap();
+    let touched = SetAttr { mtime: Some(Timestamp(6)), ..SetAttr::default() };
+    for ino in others {
+        rig.setattr(ino, &touched, NOW).unwrap();
+    }
+    make(&rig, dir, "new", &NewNode::Fifo);
+    rig.checkpoint();
+    let mut is_done = false;
+    for n_steps in 0.. {
+        is_done = is_done || rig.rebase(256);
+        // A look counts as use and keeps it for a round: only the last steps are looked at.
+        if n_steps * 256 > CLEAN_INODES_MAX + 1024 {
+            assert_eq!(rig.getattr(file).unwrap().size, 20, "after {n_steps} steps");
+        }
+        if is_done && n_steps * 256 > N_OTHERS + 1024 {
+            break;
+        }
+    }
+    assert_eq!(rig.read(file, 0, 100).unwrap(), [[1; 10], [2; 10]].concat());
+}
+
 #[test]
 fn emptying_a_sparse_file_takes_no_look_at_its_tree() {
     let rig = Rig::new();

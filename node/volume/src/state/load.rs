@@ -139,7 +139,9 @@ impl State {
                 // It comes back to the queue when a base has it.
                 continue;
             }
-            if inode.is_used {
+            // Until a new base is taken over, a directory may still lead to what the inode was in the old one.
+            let is_anew = self.rebase.as_ref().is_some_and(|rebase| rebase.base_of(ino).is_some());
+            if inode.is_used || is_anew {
                 inode.is_used = false;
                 self.clean.push_back(ino);
             } else {
