@@ -21,7 +21,7 @@ use crate::journal::payloads::{Payload, Payloads};
 use crate::op::{Op, OpError, decode_all};
 use crate::state::State;
 use crate::state::changes::Changes;
-use crate::stop::Stop;
+use crate::stop::{FETCHES_MAX, Stop};
 use crate::tree::{Tree, TreeError};
 use crate::volume::options::Base;
 
@@ -248,14 +248,14 @@ fn ready_state(blocks: &dyn BlockSource, tree: Tree) -> Result<State, OpenError>
     Ok(state)
 }
 
-/// Does `step` again until it needs no more blocks.
+/// Does `step` again until it needs no more blocks. One that never ends would keep the volume from everybody without a word.
 fn with_blocks<T>(
     state: &mut State,
     blocks: &dyn BlockSource,
     seq: u64,
     mut step: impl FnMut(&mut State) -> Result<T, Stop>,
 ) -> Result<T, OpenError> {
-    loop {
+    for _ in 0..FETCHES_MAX {
         match step(state) {
             Ok(answer) => return Ok(answer),
             Err(Stop::Need(cid)) => {
@@ -265,6 +265,7 @@ fn with_blocks<T>(
             Err(stop) => return Err(OpenError::Replay { seq, stop }),
         }
     }
+    Err(OpenError::Replay { seq, stop: Stop::Refused("an operation needs more blocks than any may") })
 }
 
 /// A replay under way.

@@ -24,6 +24,7 @@ mod apply_names;
 mod load;
 mod pages;
 mod referred;
+mod sums;
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -39,6 +40,7 @@ use crate::state::changes::Changes;
 use crate::state::handles::Handles;
 use crate::state::pages::Pages;
 use crate::state::rebase::Rebase;
+use crate::state::sums::Sums;
 use crate::stop::Stop;
 use crate::tree::{Stats, Tree};
 
@@ -54,6 +56,8 @@ pub struct State {
     nodes: Nodes,
     /// Pages of listings that wait for a block.
     pages: Pages,
+    /// Data of long ranges, for questions that wait for a block.
+    sums: Sums,
     handles: Handles,
     /// Inodes without names that have not been dropped.
     orphans: BTreeSet<Ino>,
@@ -89,6 +93,7 @@ impl State {
             table: FastMap::default(),
             nodes: Nodes::default(),
             pages: Pages::default(),
+            sums: Sums::default(),
             handles: Handles::default(),
             orphans: BTreeSet::new(),
             gone: FastSet::default(),

@@ -4,6 +4,9 @@ use cid::Cid;
 use remora_vfs::errno::Errno;
 use thiserror::Error;
 
+/// How many blocks one operation may need before it is given up: emptying the middle of a sparse file takes one for each gibibyte of it.
+pub(crate) const FETCHES_MAX: usize = 1 << 16;
+
 /// Why the state stopped. Nothing has changed.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 pub enum Stop {

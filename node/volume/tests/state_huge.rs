@@ -9,7 +9,7 @@ use bytes::Bytes;
 use cid::Cid;
 use remora_dag::block::{Block, BlockSink, BlockSource, MemBlocks, SinkError, SourceError};
 use remora_vfs::attr::{Ino, NewNode, ROOT_INO, SetAttr, Timestamp};
-use remora_vfs::filesystem::{Allocate, Caller, Filesystem};
+use remora_vfs::filesystem::{Allocate, Caller, Filesystem, Seek};
 use remora_volume::derive::derive;
 use state_rig::Rig;
 
@@ -122,4 +122,57 @@ fn deriving_a_hole_or_a_cut_of_half_a_tebibyte_costs_its_ends() {
     assert!(n < 60, "{n}");
     assert_eq!(rig.read(ino, 5000, 4).unwrap(), b"DATA");
     assert_eq!(rig.read(ino, 700 * GIB, 4).unwrap(), [0; 4]);
+}
+
+/// A file of a tebibyte with a chunk in each gibibyte, never at the same place in it: no two nodes are the same.
+fn dotted(rig: &Rig) -> Ino {
+    let ino = make(rig, "dotted");
+    for i in 0..TIB / GIB {
+        rig.write_ref(ino, i * GIB + (i << 20), &[7; 1 << 20], NOW).unwrap();
+    }
+    rig.allocate(ino, Allocate::Extend, 0, TIB, NOW).unwrap();
+    n_derived(rig);
+    ino
+}
+
+#[test]
+fn cutting_a_sparse_file_in_its_middle_takes_each_node_once() {
+    let rig = Rig::new();
+    let ino = dotted(&rig);
+    assert_eq!(rig.core().state.stats().bytes, 1 << 30);
+    rig.reopen();
+    let before = rig.n_supplied();
+    rig.allocate(ino, Allocate::Punch, GIB, 400 * GIB, NOW).unwrap();
+    let n_read = rig.n_supplied() - before;
+    assert!((400..450).contains(&n_read), "{n_read} nodes for 400 gibibytes");
+    assert_eq!(rig.core().state.stats().bytes, (1024 - 400) << 20);
+    rig.setattr(ino, &SetAttr { size: Some(520 * GIB), ..SetAttr::default() }, NOW).unwrap();
+    assert_eq!(rig.core().state.stats().bytes, (520 - 400) << 20);
+    let before = rig.n_supplied();
+    rig.reopen();
+    let n_read = rig.n_supplied() - before;
+    assert!(n_read < 1100, "{n_read} nodes for a replay of both");
+    assert_eq!(rig.core().state.stats().bytes, (520 - 400) << 20);
+}
+
+#[test]
+fn data_far_apart_and_data_close_by_is_sought_in_bounded_steps() {
+    let rig = Rig::new();
+    let ino = dotted(&rig);
+    for i in [0, 1, 500, 1023] {
+        let data = i * GIB + (i << 20);
+        assert_eq!(rig.seek(ino, Seek::Data, i * GIB).unwrap(), data);
+        assert_eq!(rig.seek(ino, Seek::Hole, data).unwrap(), data + (1 << 20));
+    }
+    let file = make(&rig, "close");
+    for i in 0..1000 {
+        rig.write(file, i * 8192, &[1; 4096], NOW).unwrap();
+    }
+    let mut at = 0;
+    for i in 0..1000 {
+        at = rig.seek(file, Seek::Data, at).unwrap();
+        assert_eq!(at, i * 8192);
+        at = rig.seek(file, Seek::Hole, at).unwrap();
+        assert_eq!(at, i * 8192 + 4096);
+    }
 }

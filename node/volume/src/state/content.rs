@@ -14,8 +14,12 @@ use crate::nodes::Nodes;
 use crate::state::State;
 use crate::stop::Stop;
 
-/// How far one step of a search for data or a hole looks, in bytes: bounds the nodes that must be at hand together.
-const SEEK_STEP_BYTES: u64 = 16 << 30;
+/// How far the first step of a search for data or a hole looks, in bytes; each looks twice as far as the one before. What is sought is
+/// mostly near, and all that lies in a step is listed.
+const SEEK_STEP_BYTES: u64 = 1 << 20;
+
+/// And a step at most: bounds the nodes that must be at hand together.
+const SEEK_STEP_BYTES_MAX: u64 = 16 << 30;
 
 /// Where the bytes of a piece are.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -73,9 +77,10 @@ impl State {
         if offset >= size {
             return Err(Errno::ENXIO.into());
         }
-        let mut at = offset;
+        let (mut at, mut step_bytes) = (offset, SEEK_STEP_BYTES);
         while at < size {
-            let step = self.read_plan(ino, at, SEEK_STEP_BYTES)?;
+            let step = self.read_plan(ino, at, step_bytes)?;
+            step_bytes = (2 * step_bytes).min(SEEK_STEP_BYTES_MAX);
             for piece in step {
                 if (piece.from == From::Zero) == (what == Seek::Hole) {
                     return Ok(at);
@@ -119,9 +124,8 @@ impl State {
                 Some(_) => part.len,
                 None if !base.is_sparse => (part.start + part.len).min(base.size).saturating_sub(part.start),
                 None => {
-                    let mut found = Vec::new();
-                    file_pieces(&self.nodes, &base.cid, base.size, part.start, part.len, &mut found)?;
-                    found.iter().filter(|piece| piece.from != From::Zero).map(|piece| piece.len).sum()
+                    let file = (&base.cid, base.size);
+                    self.sums.data_in_file(&self.nodes, file, part.start, part.len)?
                 }
             };
         }
@@ -176,7 +180,7 @@ fn push(out: &mut Vec<Piece>, len: u64, from: From) {
 }
 
 /// The pieces of a range of an immutable file of `size` bytes; beyond its size there are zeros.
-fn file_pieces(
+pub(super) fn file_pieces(
     nodes: &Nodes,
     root: &Cid,
     size: u64,

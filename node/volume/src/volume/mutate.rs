@@ -20,11 +20,8 @@ use crate::op::Op;
 use crate::recover::is_change;
 use crate::state::State;
 use crate::state::apply::Applied;
-use crate::stop::Stop;
+use crate::stop::{FETCHES_MAX, Stop};
 use crate::volume::shared::{Core, Shared};
-
-/// How many blocks one operation may need before it is given up: far more than any path through a tree is deep.
-const FETCHES_MAX: usize = 4096;
 
 /// More unsynced bytes than this, and the writer waits for a sync.
 const UNSYNCED_BYTES_MAX: u64 = 32 << 20;
