@@ -84,6 +84,15 @@ impl Runs {
         self.0.contains_key(&ino)
     }
 
+    /// How many bytes they hold, or will at most.
+    pub(crate) fn bytes(&self) -> u64 {
+        let bytes = |slot: &Slot| match slot {
+            Slot::Open(run) => run.bytes.len() as u64,
+            Slot::Storing => CHUNK_BYTES as u64,
+        };
+        self.0.values().map(bytes).sum()
+    }
+
     /// Every inode that has one.
     pub(crate) fn inos(&self) -> Vec<Ino> {
         self.0.keys().copied().collect()

@@ -151,6 +151,19 @@ fn a_size_limit_counts_data_and_not_holes() {
 }
 
 #[test]
+fn copied_holes_do_not_count_against_the_limit() {
+    let rig = Rig::new();
+    let (from, to) = (make(&rig, ROOT_INO, "f", &NewNode::File), make(&rig, ROOT_INO, "t", &NewNode::File));
+    rig.core().state.set_size_limit(Some(10_000));
+    rig.setattr(from, &SetAttr { size: Some(1 << 40), ..SetAttr::default() }, NOW).unwrap();
+    rig.write(from, 1 << 30, &[1; 4000], NOW).unwrap();
+    assert_eq!(rig.copy_range((from, 0), (to, 0), 1 << 40, NOW), Ok(1 << 40));
+    assert_eq!(rig.core().state.stats().bytes, 8000);
+    assert_eq!(rig.copy_range((from, 1 << 30), (to, 0), 4000, NOW), Err(Errno::ENOSPC));
+    assert_eq!(rig.copy_range((from, 1 << 30), (to, 1 << 30), 4000, NOW), Ok(4000), "in place of as much");
+}
+
+#[test]
 fn a_hole_of_a_tebibyte_costs_little_to_derive() {
     let rig = Rig::new();
     let file = make(&rig, ROOT_INO, "f", &NewNode::File);

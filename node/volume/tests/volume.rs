@@ -209,6 +209,27 @@ fn a_size_limit_is_kept() {
 }
 
 #[test]
+fn writes_that_wait_for_the_rest_of_their_chunk_count_against_the_limit() {
+    let store = store_on(Arc::new(SimDisk::new(11)));
+    let mut options = options_on(&store);
+    options.size_limit = Some(512 << 10);
+    let volume = Volume::open(options).unwrap();
+    let (a, b) = (file(&volume, b"a"), file(&volume, b"b"));
+    let part = pattern(128 << 10, 3);
+    for (i, attr) in [(0, a), (0, b), (1, a), (1, b)] {
+        volume.write(attr.ino, i * (128 << 10), &part, NOW).unwrap();
+    }
+    for attr in [a, b] {
+        assert_eq!(volume.write(attr.ino, 256 << 10, &part, NOW), Err(Errno::ENOSPC));
+        volume.write(attr.ino, 0, &part, NOW).unwrap();
+        volume.write(attr.ino, 128 << 10, &part, NOW).unwrap();
+    }
+    assert_eq!(volume.copy_range((a.ino, 0), (b.ino, 256 << 10), 1000, NOW), Err(Errno::ENOSPC));
+    volume.flush().unwrap();
+    assert_eq!(volume.status().bytes, 512 << 10);
+}
+
+#[test]
 fn what_only_the_last_writer_held_open_is_gone() {
     let (disk, volume) = fresh(12);
     let attr = file(&volume, b"a");

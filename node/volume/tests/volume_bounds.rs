@@ -7,7 +7,7 @@ mod rig;
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use cid::Cid;
@@ -16,6 +16,7 @@ use remora_dag::block::{Block, BlockSink, BlockSource, SinkError, SourceError};
 use remora_store::blocks::Blocks;
 use remora_store::sim::SimDisk;
 use remora_vfs::attr::{ROOT_INO, Timestamp};
+use remora_vfs::errno::Errno;
 use remora_vfs::filesystem::Filesystem;
 use remora_volume::journal::blocks::BlockStore;
 use remora_volume::state::changes::Changes;
@@ -37,9 +38,17 @@ struct Doored {
     door: Mutex<Door>,
     moved: Condvar,
     n_broken: AtomicUsize,
+    /// Whether who has the blocks is away.
+    is_away: AtomicBool,
 }
 
 impl Doored {
+    fn over(blocks: Arc<Blocks>) -> Arc<Doored> {
+        let (door, moved) = (Mutex::new(Door::Open), Condvar::new());
+        let (n_broken, is_away) = (AtomicUsize::new(0), AtomicBool::new(false));
+        Arc::new(Doored { blocks, door, moved, n_broken, is_away })
+    }
+
     fn set(&self, door: Door) {
         *self.door.lock() = door;
         self.moved.notify_all();
@@ -48,6 +57,9 @@ impl Doored {
 
 impl BlockSource for Doored {
     fn get(&self, cid: &Cid) -> Result<Bytes, SourceError> {
+        if self.is_away.load(Ordering::Relaxed) {
+            return Err(SourceError::NotFound { cid: *cid });
+        }
         BlockSource::get(&*self.blocks, cid)
     }
 
@@ -79,9 +91,7 @@ impl BlockStore for Doored {
 /// A volume on which a checkpoint is due with `n` changed inodes, with its threads or without.
 fn volume(n: usize, background: bool) -> (Arc<Doored>, Volume) {
     let store = store_on(Arc::new(SimDisk::new(1)));
-    let (door, moved) = (Mutex::new(Door::Open), Condvar::new());
-    let doored =
-        Arc::new(Doored { blocks: store.blocks.clone(), door, moved, n_broken: AtomicUsize::new(0) });
+    let doored = Doored::over(store.blocks.clone());
     let mut options = options_on(&store);
     options.blocks = doored.clone();
     options.changes_max = Changes { inodes: n, names: usize::MAX, ranges: usize::MAX };
@@ -147,4 +157,33 @@ fn a_writer_that_outruns_a_checkpoint_is_slowed_down_and_goes_on_after_it() {
     file(&volume, b"quick");
     assert_eq!(volume.status().n_slowed, n_slowed);
     assert_eq!(names(&volume).len(), n - 5 + 1);
+}
+
+#[test]
+fn a_write_that_needs_a_block_nobody_has_for_now_is_refused_and_the_volume_goes_on() {
+    let store = store_on(Arc::new(SimDisk::new(4)));
+    let volume = Volume::open(options_on(&store)).unwrap();
+    let sparse = file(&volume, b"sparse");
+    volume.write(sparse.ino, 5 << 30, &[1; 100], Timestamp(1)).unwrap();
+    volume.write(sparse.ino, 0, &[2; 100], Timestamp(1)).unwrap();
+    volume.checkpoint().unwrap();
+    volume.close().unwrap();
+    drop(volume);
+    let doored = Doored::over(store.blocks.clone());
+    let mut options = options_on(&store);
+    options.blocks = doored.clone();
+    let volume = Volume::open(options).unwrap();
+    let ino = volume.lookup(ROOT_INO, b"sparse").unwrap().ino;
+    doored.is_away.store(true, Ordering::Relaxed);
+    for len in [100, 128 << 10, 1 << 20, 3 << 20] {
+        assert_eq!(volume.write(ino, 0, &vec![3; len], Timestamp(2)), Err(Errno::EIO), "{len} bytes");
+    }
+    volume.flush().unwrap();
+    assert_eq!(volume.status().failed, None);
+    doored.is_away.store(false, Ordering::Relaxed);
+    for len in [3 << 20, 1 << 20, 128 << 10, 100] {
+        volume.write(ino, 0, &vec![4; len], Timestamp(2)).unwrap();
+    }
+    fsync(&volume, ino).unwrap();
+    assert_eq!(volume.read(ino, 0, 4 << 20).unwrap()[..(3 << 20) + 1], [vec![4; 3 << 20], vec![0]].concat());
 }

@@ -22,15 +22,22 @@ impl State {
         end.ok_or(Errno::EFBIG.into())
     }
 
+    /// Whether so many bytes more may be too many under the volume's limit.
+    pub(crate) fn may_reach_limit(&self, added: u64) -> bool {
+        self.size_limit().is_some_and(|limit| self.stats().bytes.saturating_add(added) > limit)
+    }
+
     /// Checks that a range may hold data under the volume's limit.
     fn check_limit(&mut self, ino: Ino, start: u64, end: u64) -> Result<(), Stop> {
-        let Some(limit) = self.size_limit() else { return Ok(()) };
-        let used = self.stats().bytes;
-        if used.saturating_add(end - start) <= limit {
+        if !self.may_reach_limit(end - start) {
             return Ok(());
         }
-        let added = (end - start).saturating_sub(self.data_within(ino, start, end)?);
-        if added == 0 || used.saturating_add(added) <= limit { Ok(()) } else { Err(Errno::ENOSPC.into()) }
+        let there = self.data_within(ino, start, end)?;
+        self.check_added((end - start).saturating_sub(there))
+    }
+
+    fn check_added(&self, added: u64) -> Result<(), Stop> {
+        if added > 0 && self.may_reach_limit(added) { Err(Errno::ENOSPC.into()) } else { Ok(()) }
     }
 
     /// Writes bytes; `None` if there are none.
@@ -154,7 +161,12 @@ impl State {
         if from.0 == to.0 && from.1 < end && to.1 < from.1 + len {
             return Err(Errno::EINVAL.into());
         }
-        self.check_limit(to.0, to.1, end)?;
+        if self.may_reach_limit(len) {
+            // Holes are copied as holes.
+            let added = self.data_within(from.0, from.1, from.1 + len)?;
+            let there = self.data_within(to.0, to.1, end)?;
+            self.check_added(added.saturating_sub(there))?;
+        }
         let op = Op::Clone { src: from.0, src_offset: from.1, dst: to.0, dst_offset: to.1, len, time: now };
         Ok(Some((op, len)))
     }

@@ -128,6 +128,10 @@ impl Filesystem for Volume {
     fn copy_range(&self, from: (Ino, u64), to: (Ino, u64), len: u64, now: Timestamp) -> Reply<u64> {
         self.shared.admit(SMALL_BYTES)?;
         drop(self.shared.settled(from.0));
+        if self.shared.core.lock().state.size_limit().is_some() {
+            // What is collected counts against the limit, too.
+            self.shared.settle_all()?;
+        }
         self.shared.change(
             |state| Ok(state.plan_clone(from, to, len, now)?.map(|(op, _)| op)),
             |_, op| match op {

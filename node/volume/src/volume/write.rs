@@ -18,8 +18,12 @@ use crate::volume::shared::{Core, Shared};
 enum Outcome {
     /// This many bytes are done.
     Done(usize),
-    /// A chunk is full and must be stored; this many bytes of the write are in it.
+    /// A chunk is full and must be stored; this many bytes of the write are in it. Others were told that theirs in it are written.
     Full(Run, usize),
+    /// The write has a whole chunk, which must be stored.
+    Whole(Run),
+    /// Look again when no run is left: with all of them the volume's limit may be reached.
+    Tight,
     /// Look again when the inode's run is out of the way.
     Busy,
 }
@@ -49,10 +53,14 @@ impl Shared {
                 drop(self.settled(ino));
                 Ok(0)
             }
+            Outcome::Tight => self.settle_all().map(|()| 0),
             Outcome::Full(run, n) => {
-                self.store_run(ino, run)?;
+                self.store_run(ino, run).inspect_err(|errno| {
+                    self.fail(&format!("log a collected chunk of inode {ino}: {errno}"));
+                })?;
                 Ok(n)
             }
+            Outcome::Whole(run) => self.store_run(ino, run).map(|()| CHUNK_BYTES),
         }
     }
 
@@ -65,11 +73,17 @@ impl Shared {
         now: Timestamp,
     ) -> Result<Outcome, Stop> {
         // Everything that can be refused is refused before a byte is taken.
+        let waiting = core.runs.bytes();
+        if waiting > 0 && core.state.may_reach_limit(waiting + data.len() as u64) {
+            return Ok(Outcome::Tight);
+        }
         core.state.plan_write(ino, offset, data, now)?;
         let size = core.state.attr(ino)?.size;
         match core.runs.step(ino, size, offset, data.len()) {
             Step::Wait | Step::Close => Ok(Outcome::Busy),
             Step::Collect(n) => {
+                // What applying it will need of the tree: now the write can still be refused.
+                core.state.data_within(ino, offset, offset + n as u64)?;
                 let elapsed = self.clock.elapsed();
                 Ok(match core.runs.collect(ino, offset, &data[..n], now, elapsed) {
                     Some(run) => Outcome::Full(run, n),
@@ -78,8 +92,7 @@ impl Shared {
             }
             Step::Store => {
                 core.runs.begin_storing(ino);
-                let bytes = data[..CHUNK_BYTES].to_vec();
-                Ok(Outcome::Full(Run::whole(offset, bytes, now), CHUNK_BYTES))
+                Ok(Outcome::Whole(Run::whole(offset, data[..CHUNK_BYTES].to_vec(), now)))
             }
             Step::Inline(n) => {
                 self.record(core, &Op::Write { ino, offset, data: &data[..n], time: now })?;
@@ -90,7 +103,8 @@ impl Shared {
 
     /// Stores a whole chunk as a block and logs the reference; if the store cannot take it, logs the bytes.
     ///
-    /// The inode's run is `Storing`: nobody else gets near the inode until this returns.
+    /// The inode's run is `Storing`: nobody else gets near the inode until this returns. An error means that nothing of it is logged; if
+    /// somebody was told that bytes of it are written, the caller must step down.
     fn store_run(&self, ino: Ino, run: Run) -> Reply<()> {
         let Run { start: offset, bytes, time, .. } = run;
         let len = bytes.len() as u64;
@@ -112,10 +126,6 @@ impl Shared {
         });
         self.core.lock().runs.end_storing(ino);
         self.run_stored.notify_all();
-        if let Err(errno) = recorded {
-            self.fail(&format!("log a collected chunk of inode {ino}: {errno}"));
-            return Err(errno);
-        }
-        Ok(())
+        recorded.map(drop)
     }
 }
