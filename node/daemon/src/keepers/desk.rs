@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use cid::Cid;
@@ -35,6 +35,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Volumes a host keeps at most; more are refused, so that no member can fill this host with empty logs.
 const KEPT_MAX: usize = 4096;
 
+/// How long a volume that could not be opened is left alone: that may have read all of its log, and peers ask often.
+const UNOPENED_PAUSE: Duration = Duration::from_secs(60);
+
 /// What the directory of a volume ends in while it is deleted.
 const DOOMED: &str = "removed";
 
@@ -45,9 +48,18 @@ pub(crate) struct Keepers {
     blocks: Arc<NodeBlocks>,
     kept: Mutex<BTreeMap<VolumeId, Arc<Kept>>>,
     hydration: Hydration,
-    /// Volumes on this disk that could not be opened at the start, and why.
-    unopened: Mutex<BTreeMap<VolumeId, Failure>>,
+    /// Volumes on this disk that could not be opened, and why.
+    unopened: Mutex<BTreeMap<VolumeId, Unopened>>,
+    /// Held while a keeper's files are opened, which takes as long as its log is long. Taken before `kept`, which is not held then:
+    /// the other volumes go on.
+    opening: Mutex<()>,
     runtime: tokio::runtime::Handle,
+}
+
+/// Why a volume could not be opened, and when.
+struct Unopened {
+    failure: Failure,
+    at: Instant,
 }
 
 impl Keepers {
@@ -64,6 +76,7 @@ impl Keepers {
             kept: Mutex::new(BTreeMap::new()),
             hydration: Hydration::default(),
             unopened: Mutex::new(BTreeMap::new()),
+            opening: Mutex::new(()),
             runtime: tokio::runtime::Handle::current(),
         });
         let dir = keepers.store.volumes();
@@ -84,7 +97,6 @@ impl Keepers {
                 // One volume that cannot be opened must not keep the others from their users.
                 if let Err(failure) = keepers.kept_or(id, &Promise::blank(id)) {
                     tracing::error!(volume = %id, error = %failure, "a volume cannot be opened");
-                    keepers.unopened.lock().insert(id, failure);
                 }
             }
         }
@@ -110,7 +122,7 @@ impl Keepers {
     /// Volumes of this host whose files are damaged, with what is wrong.
     pub(crate) fn damaged(&self) -> Vec<(VolumeId, String)> {
         let mut damaged: Vec<(VolumeId, String)> =
-            self.unopened.lock().iter().map(|(id, failure)| (*id, failure.text.clone())).collect();
+            self.unopened.lock().iter().map(|(id, why)| (*id, why.failure.text.clone())).collect();
         let kept = self.kept.lock();
         damaged.extend(kept.iter().filter_map(|(id, kept)| Some((*id, kept.damage()?))));
         damaged
@@ -146,25 +158,42 @@ impl Keepers {
 
     /// Opens a keeper's files again, which have changed under it: it was damaged and took no part in anything.
     pub(crate) fn reopen(&self, id: &VolumeId) -> Result<(), Failure> {
-        let mut kept = self.kept.lock();
-        let opened = Kept::open(*id, self.members.me(), self.store.volume(&id.0), &Promise::blank(*id))?;
-        kept.insert(*id, opened);
+        let _opening = self.opening.lock();
+        let opened = self.open_files(*id, &Promise::blank(*id))?;
+        self.kept.lock().insert(*id, opened);
         Ok(())
     }
 
-    /// The keeper of a volume, made with `first` on disk if there is none.
+    /// The keeper of a volume, made with `first` on disk if there is none. What could not be opened is not read again for some time.
     pub(crate) fn kept_or(&self, id: VolumeId, first: &Promise) -> Result<Arc<Kept>, Failure> {
-        let mut kept = self.kept.lock();
-        if let Some(kept) = kept.get(&id) {
-            return Ok(Arc::clone(kept));
+        if let Some(kept) = self.get(&id) {
+            return Ok(kept);
         }
-        if kept.len() >= KEPT_MAX {
+        let _opening = self.opening.lock();
+        if let Some(kept) = self.get(&id) {
+            return Ok(kept);
+        }
+        if self.kept.lock().len() >= KEPT_MAX {
             return Err(Failure::failed(format!("this host keeps {KEPT_MAX} volumes already")));
         }
-        let opened = Kept::open(id, self.members.me(), self.store.volume(&id.0), first)?;
-        kept.insert(id, Arc::clone(&opened));
+        if let Some(unopened) = self.unopened.lock().get(&id)
+            && unopened.at.elapsed() < UNOPENED_PAUSE
+        {
+            return Err(unopened.failure.clone());
+        }
+        let opened = self.open_files(id, first).inspect_err(|failure| {
+            let mut unopened = self.unopened.lock();
+            if unopened.len() < KEPT_MAX {
+                unopened.insert(id, Unopened { failure: failure.clone(), at: Instant::now() });
+            }
+        })?;
+        self.kept.lock().insert(id, Arc::clone(&opened));
         self.unopened.lock().remove(&id);
         Ok(opened)
+    }
+
+    fn open_files(&self, id: VolumeId, first: &Promise) -> Result<Arc<Kept>, Failure> {
+        Kept::open(id, self.members.me(), self.store.volume(&id.0), first)
     }
 
     /// Deletes what this host has of a volume that was removed; `false` while somebody writes it.
@@ -300,4 +329,42 @@ pub(crate) fn held(members: &Membership, name: &str, hold: &remora_cluster::prom
              `remora volume unmount DIR` on {host}, then try again"
         ),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use remora_store::blocks::{Blocks, BlocksOptions};
+    use remora_store::disk::RealDisk;
+    use remora_store::index::IndexKind;
+
+    use super::*;
+    use crate::members::found::init;
+    use crate::members::papers::Papers;
+
+    #[tokio::test]
+    async fn a_volume_that_cannot_be_opened_is_not_read_again_at_once() {
+        let root = tempfile::tempdir().unwrap();
+        let data = DataDir::new(root.path());
+        init(&data, None, None, Vec::new()).unwrap();
+        let members = Membership::open(&data, Papers::load(&data).unwrap()).unwrap();
+        let packs = root.path().join("packs");
+        let blocks = Blocks::open(Arc::new(RealDisk), &packs, BlocksOptions::new(IndexKind::Memory)).unwrap();
+        let keepers = Keepers::open(&data, members, NodeBlocks::new(Arc::new(blocks))).unwrap();
+        let (id, other) = (VolumeId([7; 16]), VolumeId([8; 16]));
+        let (blank, dir) = (Promise::blank(id), keepers.store().volume(&id.0));
+        std::fs::create_dir_all(dir.log()).unwrap();
+        let stray = dir.log().join("0000000001.seg");
+        std::fs::write(&stray, b"").unwrap();
+        let failure = keepers.kept_or(id, &blank).err().unwrap();
+        assert_eq!(failure.code, Code::Damaged);
+        std::fs::remove_file(stray).unwrap();
+        let again = keepers.kept_or(id, &blank).err().unwrap();
+        assert_eq!(again.text, failure.text, "it was read again");
+        assert_eq!(keepers.damaged().len(), 1, "and is told of");
+        keepers.kept_or(other, &Promise::blank(other)).unwrap();
+        let long_ago = Instant::now().checked_sub(UNOPENED_PAUSE).unwrap();
+        keepers.unopened.lock().get_mut(&id).unwrap().at = long_ago;
+        keepers.kept_or(id, &blank).unwrap();
+        assert!(keepers.damaged().is_empty());
+    }
 }
