@@ -108,6 +108,14 @@ impl Volume {
         Ok(seq)
     }
 
+    /// Lets go of what only the last writer held open, if that was left at the opening: see [`VolumeOptions::drops_orphans`]. To be
+    /// called before anybody uses the volume.
+    ///
+    /// *Durability*: none is waited for. *Errors*: of the first inode that cannot be let go; the others after it stay, too.
+    pub fn drop_orphans(&self) -> Reply<()> {
+        self.shared.drop_orphans().map_err(|(_, errno)| errno)
+    }
+
     /// As [`Volume::append_control`], but does not wait: for a caller who must go on to make it durable.
     pub fn begin_control(&self, op: &Op<'_>) -> Reply<u64> {
         self.shared.begin_control(op)

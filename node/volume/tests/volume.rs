@@ -321,6 +321,26 @@ fn control_ops_are_commits_of_their_own() {
 }
 
 #[test]
+fn nothing_comes_before_start_and_orphans_go_when_the_writer_serves() {
+    let (disk, volume) = fresh(19);
+    let attr = file(&volume, b"held");
+    volume.unlink(ROOT_INO, b"held", NOW).unwrap();
+    let before = volume.flush().unwrap();
+    assert!(volume.getattr(attr.ino).is_ok(), "somebody holds it open");
+    let store = store_on(Arc::new(disk.crash(1)));
+    let mut options = options_on(&store);
+    options.drops_orphans = false;
+    let volume = Volume::open(options).unwrap();
+    let seq = volume.append_control(&Op::Start { term: 2, writer: b"me" }).unwrap();
+    assert_eq!(seq, before.seq + 1);
+    assert_eq!(volume.flush().unwrap().seq, seq, "START is all that a candidate leaves");
+    assert_eq!(volume.status().inodes, 2);
+    volume.drop_orphans().unwrap();
+    assert_eq!(volume.status().inodes, 1);
+    assert_eq!(volume.flush().unwrap().seq, seq + 1);
+}
+
+#[test]
 fn a_closed_volume_changes_no_more() {
     let (_disk, volume) = fresh(16);
     let attr = file(&volume, b"a");

@@ -108,6 +108,10 @@ impl Writing {
         };
         // START is on a majority: what it stands for is durable, and so is everything before it.
         volume.acked(won.start.seq);
+        // Not before: a commit after START says that its writer served.
+        if let Err(errno) = volume.drop_orphans() {
+            tracing::warn!(volume = %record.name, %errno, "deleted files that the last writer held open stay for now");
+        }
         let term = won.term;
         let keeper_list = won.config.members.clone();
         let thread = start(stream, inbox, won).doing("start the stream of commits")?;
@@ -253,6 +257,7 @@ fn open_at(
     options.size_limit = record.size_limit;
     options.durability = rule(config, keepers.members().me());
     options.replicator = Arc::clone(bell) as _;
+    options.drops_orphans = false;
     options.reserve_bytes = Some(limits.reserve_bytes);
     options.checkpoint_log_bytes = limits.checkpoint_log_bytes;
     let store = Arc::clone(keepers.blocks().store());

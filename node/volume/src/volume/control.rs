@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Condvar, Mutex};
 
+use remora_vfs::attr::Ino;
 use remora_vfs::errno::Errno;
 use remora_vfs::filesystem::Reply;
 
@@ -28,7 +29,6 @@ impl Shared {
             return Err(OpenError::OldTerm { term, tip_term: replayed.tip.term });
         }
         replayed.state.set_size_limit(size_limit);
-        let orphans: Vec<_> = replayed.state.orphans().collect();
         // What was read may have been appended and not synced: it must not be called durable on the word of a read.
         log.sync()?;
         let start = Start {
@@ -65,11 +65,22 @@ impl Shared {
             is_outrun: AtomicBool::new(false),
             n_slowed: AtomicU64::new(0),
         };
-        for ino in orphans {
-            let dropped = shared.with_blocks(|core| shared.record(core, &Op::Drop { ino }));
-            dropped.map_err(|errno| OpenError::Orphan { ino, errno })?;
+        if options.drops_orphans {
+            shared.drop_orphans().map_err(|(ino, errno)| OpenError::Orphan { ino, errno })?;
         }
         Ok(shared)
+    }
+
+    /// See [`crate::volume::Volume::drop_orphans`]. An error names the inode that cannot be let go.
+    pub(crate) fn drop_orphans(&self) -> Result<(), (Ino, Errno)> {
+        let unheld: Vec<Ino> = {
+            let core = self.core.lock();
+            core.state.orphans().filter(|ino| !core.state.is_held(*ino)).collect()
+        };
+        for ino in unheld {
+            self.with_blocks(|core| self.record(core, &Op::Drop { ino })).map_err(|errno| (ino, errno))?;
+        }
+        Ok(())
     }
 
     /// See [`crate::volume::Volume::status`].

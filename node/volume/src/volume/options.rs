@@ -67,6 +67,12 @@ pub struct VolumeOptions {
     pub checkpoint_log_bytes: u64,
     /// How much may differ from the base before a checkpoint is due; at several times that, writers are slowed down.
     pub changes_max: Changes,
+    /// Whether what only the last writer held open is let go at the opening. Otherwise it stays until [`Volume::drop_orphans`], so that
+    /// nothing is written before the caller's [`Op::Start`] and by whom does not get to serve.
+    ///
+    /// [`Volume::drop_orphans`]: crate::volume::Volume::drop_orphans
+    /// [`Op::Start`]: crate::op::Op::Start
+    pub drops_orphans: bool,
     /// Whether threads of the volume cut, sync and checkpoint by themselves. Without, only calls do.
     pub background: bool,
 }
@@ -92,6 +98,7 @@ impl VolumeOptions {
             reserve_bytes: None,
             checkpoint_log_bytes: CHECKPOINT_LOG_BYTES,
             changes_max: CHANGES_MAX,
+            drops_orphans: true,
             background: true,
         }
     }
