@@ -180,6 +180,30 @@ impl Writing {
                 tracing::warn!(volume = %self.kept.id(), "some keepers did not hear of the release; they will be asked past");
             }
         }
+        self.end();
+        let holder = Holder { writer: None, since_unix_ms: unix_ms(), term: self.term.0 };
+        if let Err(failure) = self.keepers.members().put(Key::Holder(self.kept.id()), Some(holder.encode())) {
+            tracing::warn!(error = %failure, "the hint of the release is not written");
+        }
+        Ok(())
+    }
+}
+
+impl Writing {
+    /// As [`Writing::release`]; what cannot be given back steps down, for nobody will use this writer any more and the log must be
+    /// free for the next one. It is still held then, by this host.
+    ///
+    /// # Errors
+    /// As [`Writing::release`]: something that no fsync had been answered for is lost.
+    pub(crate) fn release_or_end(&self) -> Result<(), Failure> {
+        self.release().inspect_err(|_| {
+            self.volume.fail("it could not be given back, and is taken up anew");
+            self.end();
+        })
+    }
+
+    /// No thread of this writer sends or appends anything any more.
+    fn end(&self) {
         self.bell.send(Ring::End);
         if let Some(thread) = self.stream.lock().take()
             && thread.join().is_err()
@@ -187,11 +211,6 @@ impl Writing {
             tracing::error!("the stream of commits panicked");
         }
         self.kept.detach();
-        let holder = Holder { writer: None, since_unix_ms: unix_ms(), term: self.term.0 };
-        if let Err(failure) = self.keepers.members().put(Key::Holder(self.kept.id()), Some(holder.encode())) {
-            tracing::warn!(error = %failure, "the hint of the release is not written");
-        }
-        Ok(())
     }
 }
 

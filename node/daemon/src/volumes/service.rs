@@ -252,7 +252,7 @@ impl Volumes {
                 Ok(mounted)
             }
             Err((writing, failure)) => {
-                writing.release()?;
+                writing.release_or_end()?;
                 Err(failure)
             }
         }
@@ -267,7 +267,7 @@ impl Volumes {
     }
 
     fn let_go(&self, id: &VolumeId, mounted: &Mounted) {
-        for result in [mounted.stop(), mounted.writing.release()] {
+        for result in [mounted.stop(), mounted.writing.release_or_end()] {
             if let Err(failure) = result {
                 tracing::warn!(volume = %mounted.name, error = %failure, "let a volume go");
             }

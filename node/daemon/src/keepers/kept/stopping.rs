@@ -20,8 +20,8 @@ impl Kept {
         let mut inner = self.inner.lock();
         let is_held = inner.machine.record().hold.is_some_and(|h| h.peer == self.me && h.term == term);
         let is_running = is_held && inner.machine.is_local_writer_running();
-        if is_running {
-            inner.local = Some(volume);
+        if is_running && let Some(earlier) = inner.local.replace(volume) {
+            earlier.fail("another writer began on this host");
         }
         is_running
     }
