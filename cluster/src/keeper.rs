@@ -62,6 +62,11 @@ pub enum KeeperEvent {
         /// The last commit on disk.
         tip: Tip,
     },
+    /// There was no room for the rest of what [`KeeperEffect::AppendLog`] asked for, and nothing of that is in the log.
+    LogFull {
+        /// The last commit in the log, which is on disk.
+        tip: Tip,
+    },
     /// The writer on this host has put its own commits on disk up to here.
     LocalDurable {
         /// The last commit on disk.
@@ -94,7 +99,8 @@ pub enum KeeperEffect {
         /// What may be done only then.
         then: Vec<KeeperEffect>,
     },
-    /// Add the commits of an Append to the log, without its first `skip`; report [`KeeperEvent::LogDurable`].
+    /// Add the commits of an Append to the log, without its first `skip`; report [`KeeperEvent::LogDurable`], or
+    /// [`KeeperEvent::LogFull`] and do no other AppendLog before that is handled.
     AppendLog {
         /// The Append.
         request: RequestId,
@@ -277,6 +283,7 @@ impl Keeper {
     fn on_fact(&mut self, now: Millis, fact: &KeeperEvent, effects: &mut Vec<KeeperEffect>) {
         match *fact {
             KeeperEvent::LogDurable { tip } => self.on_durable(tip, effects),
+            KeeperEvent::LogFull { tip } => self.on_full(tip, effects),
             KeeperEvent::LocalDurable { tip } => {
                 let is_own =
                     self.record.hold.is_some_and(|hold| hold.peer == self.me && hold.term == tip.term);
@@ -338,6 +345,17 @@ impl Keeper {
                 effects.push(self.ack(request));
             }
         }
+    }
+
+    /// What did not fit was never here: its writer is told so, and has it still.
+    fn on_full(&mut self, tip: Tip, effects: &mut Vec<KeeperEffect>) {
+        if tip.seq < self.chain.tip.seq {
+            self.chain.cut_to(tip);
+        }
+        self.commit_seq = self.commit_seq.min(self.chain.tip.seq);
+        self.on_durable(tip, effects);
+        let refused: Vec<RequestId> = self.waiting_acks.drain(..).map(|(_, request)| request).collect();
+        effects.extend(refused.into_iter().map(|request| self.nack(request, NackReason::Full)));
     }
 
     fn on_damaged(&mut self, effects: &mut Vec<KeeperEffect>) {

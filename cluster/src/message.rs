@@ -221,6 +221,9 @@ pub enum NackReason {
     Damaged,
     /// Too many requests wait: come back.
     Busy,
+    /// The keeper's disk has no room for them: what joined and was there or fitted is kept, come back with the rest. Otherwise the
+    /// keeper is well, and believes in the writer for another lease.
+    Full,
 }
 
 /// Not accepted.

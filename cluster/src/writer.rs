@@ -280,7 +280,17 @@ impl Writer {
                     effects.push(WriterEffect::Released);
                 }
             }
-            Message::Nack(ref nack) => self.on_nack(now, from, nack, effects),
+            Message::Nack(ref nack) => {
+                let is_own = nack.hold.is_some_and(|hold| hold.term == self.term);
+                if nack.reason == NackReason::Full && is_own && nack.promised == self.term {
+                    // It takes nothing for now, and lets nobody else in either.
+                    peer.renewed = peer.renewed.max(sent);
+                    if nack.tip.rank() > peer.tip.rank() {
+                        peer.tip = nack.tip;
+                    }
+                }
+                self.on_nack(now, from, nack, effects);
+            }
             // A keeper that never heard of the volume is made one by hearing of the election.
             Message::NotHere => {
                 peer.is_untold = self.elected.is_some();

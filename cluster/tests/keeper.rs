@@ -228,6 +228,23 @@ fn an_acknowledgement_waits_for_the_disk_and_a_duplicate_is_acknowledged() {
 }
 
 #[test]
+fn a_full_disk_is_no_damage_and_what_fitted_counts() {
+    let mut rig = Rig::written(Durability::Quorum);
+    let new = [(commit(1, 2), commit(1, 3)), (commit(1, 3), commit(1, 4))];
+    rig.append(X, 1, &new);
+    let effects = rig.keeper.on(rig.now, KeeperEvent::LogFull { tip: commit(1, 3) });
+    let Message::Nack(nack) = reply(&effects).0 else { panic!("{effects:?}") };
+    assert_eq!((nack.reason, nack.tip), (NackReason::Full, commit(1, 3)));
+    assert_eq!(rig.keeper.chain().tip, commit(1, 3), "the rest is not in the log");
+    assert_eq!(refused(&rig.prepare(Y, 9)), RefuseReason::Held, "it votes, and believes in the writer");
+    let effects = rig.append(X, 1, &new);
+    let [KeeperEffect::AppendLog { skip: 1, upto, .. }] = effects.as_slice() else { panic!("{effects:?}") };
+    assert_eq!(*upto, commit(1, 4), "there is room again");
+    let effects = rig.keeper.on(rig.now, KeeperEvent::LogDurable { tip: *upto });
+    assert_eq!(reply(&effects).0, Message::Ack { term: Term(1), tip: commit(1, 4) });
+}
+
+#[test]
 fn a_suffix_that_lost_is_cut_before_the_election_is_noted() {
     let mut rig = Rig::written(Durability::Quorum);
     rig.prepare(X, 3);

@@ -9,6 +9,7 @@ use remora_cluster::config::{Config, Durability};
 use remora_cluster::identity::PeerId;
 use remora_cluster::lease::{LeaseTimes, Millis};
 use remora_cluster::message::{Elected, Message, Nack, NackReason};
+use remora_cluster::promise::Hold;
 use remora_cluster::tip::{Chain, CommitId, Term, Tip};
 use remora_cluster::writer::{Writer, WriterEffect, WriterEvent};
 
@@ -110,4 +111,24 @@ fn a_log_that_goes_on_in_an_older_term_counts_only_up_to_where_this_term_began()
         writer.on(Millis(3), WriterEvent::Reply { from, message });
     }
     assert_eq!(writer.durable_seq(), START.seq - 1);
+}
+
+#[test]
+fn a_keeper_whose_disk_is_full_renews_the_lease_and_is_asked_again_later() {
+    let (mut writer, _) = writer();
+    let before = writer.lease_until().unwrap();
+    let newest = Tip { seq: 9, ..START };
+    writer.on(Millis(3_000), WriterEvent::Appended { tip: newest });
+    let fitted = Tip { seq: 7, ..START };
+    let hold = Hold { peer: ME, term: Term(2), since_unix_ms: 7, base: Tip::default(), released: None };
+    let nack = Nack { reason: NackReason::Full, promised: Term(2), hold: Some(hold), tip: fitted };
+    let full = |from| WriterEvent::Reply { from, message: Message::Nack(Box::new(nack.clone())) };
+    for peer in [X, AWAY] {
+        writer.on(Millis(3_001), WriterEvent::Unreachable { peer });
+        writer.on(Millis(4_000), WriterEvent::Tick);
+        assert_eq!(to(peer, writer.on(Millis(4_001), full(peer))), vec![], "it rests");
+    }
+    assert!(writer.lease_until().unwrap() > before);
+    let again = to(X, writer.on(Millis(6_000), WriterEvent::Tick));
+    assert!(matches!(again[..], [WriterEffect::SendLog { after, .. }] if after == fitted));
 }

@@ -194,7 +194,7 @@ impl Acquire {
                 let sent = self.progress.get(&from).map_or(Millis(0), |(_, sent)| *sent);
                 self.progress.insert(from, (nack.tip, sent));
             }
-            NackReason::Damaged | NackReason::Busy => {}
+            NackReason::Damaged | NackReason::Busy | NackReason::Full => {}
         }
     }
 }

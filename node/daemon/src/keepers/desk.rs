@@ -128,6 +128,11 @@ impl Keepers {
         damaged
     }
 
+    /// Volumes whose writer's commits this host has no room for.
+    pub(crate) fn full(&self) -> Vec<VolumeId> {
+        self.all().iter().filter(|kept| kept.is_full()).map(|kept| kept.id()).collect()
+    }
+
     pub(crate) fn hydration(&self) -> &Hydration {
         &self.hydration
     }
@@ -193,7 +198,9 @@ impl Keepers {
     }
 
     fn open_files(&self, id: VolumeId, first: &Promise) -> Result<Arc<Kept>, Failure> {
-        Kept::open(id, self.members.me(), self.store.volume(&id.0), first)
+        let blocks = Arc::clone(&self.blocks);
+        let relieve = Arc::new(move || blocks.store().relieve());
+        Kept::open(id, self.members.me(), self.store.volume(&id.0), first, relieve)
     }
 
     /// Deletes what this host has of a volume that was removed; `false` while somebody writes it.

@@ -4,6 +4,7 @@
 //! and the answer to a request leaves only when the machine gave it. Fetching and decoding happen before the lock is
 //! taken.
 
+mod adding;
 mod opening;
 mod showing;
 mod stopping;
@@ -11,6 +12,7 @@ mod stopping;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
@@ -33,7 +35,7 @@ use remora_volume::volume::Volume;
 use serde::{Deserialize, Serialize};
 
 use crate::exit::{Code, Failure};
-use crate::keepers::chain::{frame_of, header_of, named_base, tip_at};
+use crate::keepers::chain::{header_of, named_base, tip_at};
 use crate::members::now::boot_ms;
 
 /// How long the machine may keep a request waiting for the disk.
@@ -48,6 +50,9 @@ pub(crate) struct Ctl {
     used_term: u64,
 }
 
+/// See [`Kept::open`].
+pub(crate) type Relieve = Arc<dyn Fn() -> bool + Send + Sync>;
+
 /// One keeper.
 pub(crate) struct Kept {
     id: VolumeId,
@@ -57,6 +62,10 @@ pub(crate) struct Kept {
     slots: Slots<Ctl>,
     /// What was found damaged at the opening.
     damage: Option<String>,
+    /// Gives up a piece of what is set aside for a full disk; whether there was any.
+    relieve: Relieve,
+    /// Whether the last commits did not fit the disk.
+    is_full: AtomicBool,
     inner: Mutex<Inner>,
 }
 
@@ -226,8 +235,8 @@ impl Kept {
                 },
                 KeeperEffect::AppendLog { request, skip, upto } => {
                     let commits = inner.commits.remove(&request).unwrap_or_default();
-                    let outcome = self.append_log(commits.get(skip..).unwrap_or_default());
-                    events.insert(0, self.fact(outcome, KeeperEvent::LogDurable { tip: upto }));
+                    let commits = commits.get(skip..).unwrap_or_default();
+                    events.insert(0, self.append_log(inner.machine.durable_tip(), commits, upto));
                 }
                 KeeperEffect::MoveSuffixToFork { after_seq } => {
                     let tip = tip_at(&self.log, after_seq).unwrap_or(inner.machine.chain().base);
@@ -257,13 +266,7 @@ impl Kept {
         self.slots.put(&ctl).map_err(|e| cause(&e))
     }
 
-    fn append_log(&self, commits: &[Commit]) -> Result<(), LogError> {
-        for commit in commits {
-            self.log.append(&frame_of(commit), &[&commit.bytes])?;
-        }
-        self.log.sync()
-    }
-
+    /// What the machine is told when a step on the log is done.
     fn fact(&self, outcome: Result<(), LogError>, good: KeeperEvent) -> KeeperEvent {
         match outcome {
             Ok(()) => good,

@@ -375,6 +375,12 @@ impl Volumes {
                 .into_iter()
                 .map(|(id, why)| format!("volume {} is damaged on this host: {why}", name_of(&id))),
         );
+        warnings.extend(self.keepers.full().iter().map(|id| {
+            format!(
+                "volume {}: the disk of this host is full, so this keeper takes no commits: free space, it goes on by itself",
+                name_of(id)
+            )
+        }));
         warnings.extend(self.keepers.hydration().differences().into_iter().map(|(id, difference)| {
             let Difference { upto, named, derived } = difference;
             format!(

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use parking_lot::Mutex;
 use remora_cluster::identity::{PeerId, VolumeId};
@@ -17,16 +18,18 @@ use remora_store::log::{Log, LogOptions, Recovery};
 
 use crate::exit::{Code, Failure};
 use crate::keepers::chain::{ChainBuilder, tip_at};
-use crate::keepers::kept::{Ctl, Inner, Kept, damaged};
+use crate::keepers::kept::{Ctl, Inner, Kept, Relieve, damaged};
 use crate::members::now::boot_ms;
 
 impl Kept {
-    /// Opens what is on disk, or begins with `first` if nothing is.
+    /// Opens what is on disk, or begins with `first` if nothing is. `relieve` is asked for room when the disk is full: it gives up a piece
+    /// of what is set aside for that, and says whether there was any.
     pub(crate) fn open(
         id: VolumeId,
         me: PeerId,
         dir: VolumeDir,
         first: &Promise,
+        relieve: Relieve,
     ) -> Result<Arc<Kept>, Failure> {
         if has_log(&dir) && !dir.ctl().exists() {
             // A keeper that forgot what it promised must not vote as if it never had.
@@ -77,7 +80,17 @@ impl Kept {
             commits: BTreeMap::new(),
             local: None,
         };
-        Ok(Arc::new(Kept { id, me, dir, log: Arc::new(log), slots, damage, inner: Mutex::new(inner) }))
+        Ok(Arc::new(Kept {
+            id,
+            me,
+            dir,
+            log: Arc::new(log),
+            slots,
+            damage,
+            relieve,
+            is_full: AtomicBool::new(false),
+            inner: Mutex::new(inner),
+        }))
     }
 }
 
@@ -116,10 +129,10 @@ mod tests {
         let data = tempfile::tempdir().unwrap();
         let (id, me) = (VolumeId([7; 16]), PeerId([1; 32]));
         let dir = || DataDir::new(data.path()).volume(&id.0);
-        drop(Kept::open(id, me, dir(), &Promise::blank(id)).unwrap());
-        drop(Kept::open(id, me, dir(), &Promise::blank(id)).unwrap());
+        drop(Kept::open(id, me, dir(), &Promise::blank(id), Arc::new(|| false)).unwrap());
+        drop(Kept::open(id, me, dir(), &Promise::blank(id), Arc::new(|| false)).unwrap());
         std::fs::remove_file(dir().ctl()).unwrap();
-        let failure = Kept::open(id, me, dir(), &Promise::blank(id)).err().unwrap();
+        let failure = Kept::open(id, me, dir(), &Promise::blank(id), Arc::new(|| false)).err().unwrap();
         assert_eq!(failure.code, Code::Damaged);
         assert!(failure.text.contains("ctl"), "{failure}");
     }
@@ -130,7 +143,8 @@ mod tests {
         let (id, me, other) = (VolumeId([7; 16]), PeerId([1; 32]), PeerId([2; 32]));
         let dir = || DataDir::new(data.path()).volume(&id.0);
         let config = Config::at_creation(vec![me, other], Durability::Quorum);
-        let kept = Kept::open(id, me, dir(), &Promise::at_creation(id, config.clone())).unwrap();
+        let kept =
+            Kept::open(id, me, dir(), &Promise::at_creation(id, config.clone()), Arc::new(|| false)).unwrap();
         let mut tip = Tip::default();
         let mut elected = Chain::default();
         for term in terms {
@@ -147,7 +161,7 @@ mod tests {
         let record = Promise { term: Term(2), hold: Some(hold), ..kept.promise() };
         kept.persist(&record).unwrap();
         drop(kept);
-        let kept = Kept::open(id, me, dir(), &Promise::blank(id)).unwrap();
+        let kept = Kept::open(id, me, dir(), &Promise::blank(id), Arc::new(|| false)).unwrap();
         (data, kept)
     }
 

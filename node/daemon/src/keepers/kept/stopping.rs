@@ -99,7 +99,7 @@ mod tests {
         let data = tempfile::tempdir().unwrap();
         let config = Config::at_creation(vec![ME, OTHER], Durability::Local);
         let dir = DataDir::new(data.path()).volume(&ID.0);
-        let kept = Kept::open(ID, ME, dir, &Promise::at_creation(ID, config)).unwrap();
+        let kept = Kept::open(ID, ME, dir, &Promise::at_creation(ID, config), Arc::new(|| false)).unwrap();
         assert!(matches!(prepare(&kept, ME, 1), Message::Promised(_)));
         assert!(matches!(elect(&kept, ME, 1, Chain::default()), Message::Aligned { .. }));
         (data, kept)
