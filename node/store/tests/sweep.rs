@@ -17,7 +17,7 @@ use remora_store::blocks::{Blocks, BlocksOptions};
 use remora_store::disk::RealDisk;
 use remora_store::index::IndexKind;
 use remora_store::reserve::Reserve;
-use remora_store::sim::SimDisk;
+use remora_store::sim::{CallKind, SimDisk};
 
 const PACK_BYTES: u64 = 64 << 10;
 
@@ -318,4 +318,38 @@ fn a_real_index_is_believed_after_a_sweep_and_a_kill() {
     let blocks = open();
     assert!(blocks.recovery().n_indexed < 50, "the index was rebuilt: {:?}", blocks.recovery());
     assert!((0..10).all(|n| has(&blocks, n)));
+}
+
+#[test]
+fn a_sweep_that_is_cut_off_does_not_cost_the_index() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = SimDisk::new(1);
+    let open = || {
+        let options = BlocksOptions {
+            pack_bytes: PACK_BYTES,
+            is_background: false,
+            ..BlocksOptions::new(IndexKind::Sled(dir.path().join("index")))
+        };
+        Blocks::open(Arc::new(disk.clone()), Path::new("packs"), options).unwrap()
+    };
+    let blocks = open();
+    (0..5).for_each(|n| put(&blocks, n));
+    // The index covers some of the first pack, and that goes.
+    blocks.mark_clean().unwrap();
+    (5..60).for_each(|n| put(&blocks, n));
+    let begun = blocks.begin_sweep(Duration::from_secs(1), Duration::ZERO).unwrap();
+    let mut n_asked = 0;
+    let mut go_on = || {
+        n_asked += 1;
+        if n_asked == 2 {
+            disk.fail_nth(CallKind::Name, 1);
+        }
+        true
+    };
+    assert!(begun.run(&live(50..60), ALL, &mut go_on).is_err());
+    assert!(!disk_has(&disk, "0000000001.pack") && disk_has(&disk, "0000000002.pack"));
+    drop(blocks);
+    let blocks = open();
+    assert!(blocks.recovery().n_indexed < 30, "the index was rebuilt: {:?}", blocks.recovery());
+    assert!((50..60).all(|n| has(&blocks, n)));
 }

@@ -133,6 +133,8 @@ impl Sweep<'_> {
         shared.prove_index();
         shared.drain()?;
         shared.seal_full_from_reserve();
+        // An index that says it covers a pack that is gone would be taken for that of another store.
+        shared.checkpoint(false)?;
         let old = shared.old_packs(bound)?;
         swept.n_packs_old = old.len() as u64;
         let (census, n_known) = shared.census(bound, live)?;
