@@ -107,7 +107,7 @@ fn a_log_that_goes_on_in_an_older_term_counts_only_up_to_where_this_term_began()
     let longer = Tip { term: Term(1), seq: 9, id: CommitId([19; 32]) };
     let nack = Nack { reason: NackReason::Gap, promised: Term(2), hold: None, tip: longer };
     for from in [X, AWAY] {
-        let message = Message::Nack(Box::new(nack.clone()));
+        let message = Message::Nack(Box::new(nack));
         writer.on(Millis(3), WriterEvent::Reply { from, message });
     }
     assert_eq!(writer.durable_seq(), START.seq - 1);
@@ -122,7 +122,7 @@ fn a_keeper_whose_disk_is_full_renews_the_lease_and_is_asked_again_later() {
     let fitted = Tip { seq: 7, ..START };
     let hold = Hold { peer: ME, term: Term(2), since_unix_ms: 7, base: Tip::default(), released: None };
     let nack = Nack { reason: NackReason::Full, promised: Term(2), hold: Some(hold), tip: fitted };
-    let full = |from| WriterEvent::Reply { from, message: Message::Nack(Box::new(nack.clone())) };
+    let full = |from| WriterEvent::Reply { from, message: Message::Nack(Box::new(nack)) };
     for peer in [X, AWAY] {
         writer.on(Millis(3_001), WriterEvent::Unreachable { peer });
         writer.on(Millis(4_000), WriterEvent::Tick);
