@@ -29,6 +29,8 @@ pub(super) struct Volume {
     holder: usize,
     dir: PathBuf,
     pub(super) loads: Vec<Box<dyn Load>>,
+    /// Whether each load has ever worked: before that it has nothing there.
+    has_worked: Vec<bool>,
 }
 
 /// Everything that is under test.
@@ -54,7 +56,8 @@ impl Field {
         let node = self.nodes.first_mut().context("there is no node")?;
         node.ok(&["volume", "create", name])?;
         let dir = node.mount(name)?;
-        self.volumes.push(Volume { name, holder: 0, dir, loads });
+        let has_worked = vec![false; loads.len()];
+        self.volumes.push(Volume { name, holder: 0, dir, loads, has_worked });
         Ok(())
     }
 
@@ -134,8 +137,11 @@ impl Field {
     fn check(&mut self, plan: &Plan, turns: &[Turn], said: &mut Vec<String>) -> Result<()> {
         for (at, volume) in self.volumes.iter_mut().enumerate() {
             let was_killed = turns[at].is_killed();
-            for (load, worked) in volume.loads.iter_mut().zip(&plan.loads[at]) {
-                if *worked || was_killed {
+            let worked = plan.loads[at].iter().zip(&mut volume.has_worked);
+            for (load, (works, has_worked)) in volume.loads.iter_mut().zip(worked) {
+                *has_worked |= works;
+                // After a kill also what nobody touched is looked at.
+                if *works || (was_killed && *has_worked) {
                     let verdict = load.check(&volume.dir, was_killed).with_context(|| {
                         format!("{}, {}: what is there afterwards", volume.name, load.name())
                     })?;
