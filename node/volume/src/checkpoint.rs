@@ -42,11 +42,6 @@ const REBASE_ITEMS: usize = 256;
 /// Why there is no checkpoint. The volume goes on unless it stepped down.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
-    /// Not even the tree of a small part of the tail fits.
-    #[error(
-        "the disk is too full for any checkpoint: a part of {0} bytes does not fit; free some space outside the volumes"
-    )]
-    NoRoom(u64),
     /// What is to be in it cannot be made durable.
     #[error("make the tail durable: {0}")]
     NotDurable(Errno),

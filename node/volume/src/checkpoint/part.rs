@@ -22,6 +22,9 @@ use crate::checkpoint::{CheckpointError, FromReserve, derive_replayed};
 use crate::recover::{Replay, Replayed, replay};
 use crate::volume::shared::Shared;
 
+/// A part is not looked for among fewer commits.
+const COMMITS_MIN: u64 = 2;
+
 /// How often the second state tries to catch up with the live one.
 const ATTEMPTS_MAX: usize = 100;
 
@@ -29,8 +32,8 @@ const ATTEMPTS_MAX: usize = 100;
 const SPARE_FRACTION: u64 = 8;
 
 impl Shared {
-    /// Makes a checkpoint of a part of the tail if `room` bytes are too few for one of all of it; `None` if they are enough, or too much
-    /// goes on meanwhile.
+    /// Makes a checkpoint of a part of the tail if `room` bytes are too few for one of all of it; `None` if they are enough, or nothing
+    /// can be done.
     ///
     /// *Errors*: [`CheckpointError`]; the volume goes on as before.
     pub(crate) fn checkpoint_part(&self, room: u64) -> Result<Option<(Cid, u64)>, CheckpointError> {
@@ -67,9 +70,7 @@ impl Shared {
         Ok(Some((derived.tree_cid, upto)))
     }
 
-    /// The last commit of a part whose tree fits, and the state there; `None` if all of it fits.
-    ///
-    /// *Errors*: [`CheckpointError::NoRoom`] if nothing does.
+    /// The last commit of a part whose tree fits, and the state there; `None` if all of it fits, or nothing does.
     fn part_that_fits(
         &self,
         base: (Cid, u64),
@@ -77,27 +78,26 @@ impl Shared {
         room: u64,
     ) -> Result<Option<(u64, Replayed)>, CheckpointError> {
         let source: &dyn BlockSource = &*self.blocks;
-        let replayed = |n_commits: u64| {
+        let fitting = |n_commits: u64| {
             let upto = base.1 + n_commits;
             let replayed = replay(&self.log, source, &self.id, base, upto, &|_| true)?;
-            Ok::<_, CheckpointError>((upto, replayed.state.fold_bytes(), replayed))
+            Ok::<_, CheckpointError>((replayed.state.fold_bytes() <= room).then_some((upto, replayed)))
         };
-        let mut n_commits = last.saturating_sub(base.1);
-        let mut needed = self.core.lock().state.fold_bytes();
-        if needed <= room || n_commits == 0 {
-            return Ok(None);
-        }
-        while n_commits > 1 {
-            n_commits /= 2;
-            let (upto, bytes, state) = replayed(n_commits)?;
-            if bytes <= room {
+        let n_all = last.saturating_sub(base.1);
+        let mut n_commits = n_all;
+        while n_commits >= COMMITS_MIN {
+            if let Some(part) = fitting(n_commits)? {
+                let is_all = n_commits == n_all;
                 // Twice as many do not fit; half as many more may.
-                let (longer, bytes, more) = replayed(n_commits + n_commits / 2)?;
-                return Ok(Some(if bytes <= room { (longer, more) } else { (upto, state) }));
+                return if is_all {
+                    Ok(None)
+                } else {
+                    Ok(fitting(n_commits + n_commits / 2)?.or(Some(part)))
+                };
             }
-            needed = bytes;
+            n_commits /= 2;
         }
-        Err(CheckpointError::NoRoom(needed))
+        Ok(None)
     }
 
     /// Puts the state on the tree that contains everything up to `upto`, and records that. Answers the commit that says so; `None` if
