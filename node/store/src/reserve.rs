@@ -113,6 +113,23 @@ impl Reserve {
     }
 }
 
+/// Attempts something again and again while the disk is full for it and `relieve` gives up a piece of what is set aside.
+///
+/// # Errors
+/// Of the last attempt.
+pub fn from_reserve<T, E>(
+    relieve: impl Fn() -> bool,
+    is_full: impl Fn(&E) -> bool,
+    mut attempt: impl FnMut() -> Result<T, E>,
+) -> Result<T, E> {
+    loop {
+        match attempt() {
+            Err(error) if is_full(&error) && relieve() => {}
+            other => return other,
+        }
+    }
+}
+
 /// Sees to it that what an earlier process left is allocated: a copy of a data directory may have a hole instead.
 fn prove(held: &mut Held) {
     let Some(file) = held.file.clone().filter(|_| std::mem::take(&mut held.is_unproven)) else { return };

@@ -24,6 +24,7 @@ use cid::Cid;
 
 use remora_dag::block::{Block, BlockSink, BlockSource, SinkError};
 use remora_store::log::{Log, LogError};
+use remora_store::reserve::from_reserve;
 use remora_vfs::errno::Errno;
 
 use crate::commit::FLAG_CHECKPOINT;
@@ -67,12 +68,8 @@ struct FromReserve<'a>(&'a dyn BlockStore);
 
 impl BlockSink for FromReserve<'_> {
     fn put(&self, block: Block) -> Result<(), SinkError> {
-        loop {
-            match self.0.put(block.clone()) {
-                Err(SinkError::Full { .. }) if self.0.relieve() => {}
-                other => return other,
-            }
-        }
+        let is_full = |error: &SinkError| matches!(error, SinkError::Full { .. });
+        from_reserve(|| self.0.relieve(), is_full, || self.0.put(block.clone()))
     }
 }
 

@@ -11,6 +11,7 @@ use crate::file_header::FILE_HEADER_BYTES;
 use crate::frame::{FrameKind, FrameMeta, Stored, frame_span, piece_crcs};
 use crate::index::{BlockPlace, Digest};
 use crate::pack::{Pack, PackEnd};
+use crate::reserve::from_reserve;
 use crate::scan::mark_of;
 
 impl Shared {
@@ -113,12 +114,8 @@ impl Shared {
         digest: &Digest,
         bytes: &[u8],
     ) -> Result<(), BlocksError> {
-        loop {
-            match self.append(cid, digest, bytes) {
-                Err(BlocksError::Full { .. }) if self.relieve() => {}
-                other => return other,
-            }
-        }
+        let is_full = |error: &BlocksError| matches!(error, BlocksError::Full { .. });
+        from_reserve(|| self.relieve(), is_full, || self.append(cid, digest, bytes))
     }
 
     /// Begins the next pack if this one has at least `bytes_min`; answers whether it did.
@@ -127,13 +124,8 @@ impl Shared {
         if append.entries.is_empty() || append.end.at < bytes_min || self.group.failed().is_some() {
             return Ok(false);
         }
-        loop {
-            match self.roll(&mut append) {
-                Err(fault) if fault.is_full() && self.relieve() => {}
-                Ok(()) => return Ok(true),
-                Err(fault) => return Err(fault),
-            }
-        }
+        from_reserve(|| self.relieve(), DiskFault::is_full, || self.roll(&mut append))?;
+        Ok(true)
     }
 
     /// Begins the next pack. The full one is sealed when its blocks are durable.

@@ -11,6 +11,7 @@ use crate::blocks::{Append, Shared};
 use crate::fault::DiskFault;
 use crate::index::{BlockPlace, Covered, Digest};
 use crate::pack::{Pack, PackEnd};
+use crate::reserve::from_reserve;
 use crate::scan::mark_of;
 
 /// A pack that is full and has no seal yet.
@@ -70,20 +71,12 @@ impl Shared {
 
     /// As [`Shared::seal_full`], for whom it does not matter now. Not sealed is slower to open and not swept, not wrong.
     pub(super) fn seal_full_or_later(&self) {
-        if let Err(error) = self.seal_full() {
-            tracing::warn!(%error, "a full pack has no table of contents yet");
-        }
+        told(self.seal_full());
     }
 
     /// As [`Shared::seal_full_or_later`], with what is set aside for a full disk.
     pub(super) fn seal_full_from_reserve(&self) {
-        loop {
-            match self.seal_full() {
-                Err(fault) if fault.is_full() && self.relieve() => {}
-                Err(error) => return tracing::warn!(%error, "a full pack has no table of contents yet"),
-                Ok(()) => return,
-            }
-        }
+        told(from_reserve(|| self.relieve(), DiskFault::is_full, || self.seal_full()));
     }
 
     fn seal(&self, full: &FullPack) -> Result<(), DiskFault> {
@@ -94,5 +87,11 @@ impl Shared {
         }
         let synced = pack.file.sync_data().map_err(DiskFault::at("sync sealed pack", &pack.path));
         synced.inspect_err(|fault| self.group.fail(fault.to_string().into()))
+    }
+}
+
+fn told(sealed: Result<(), DiskFault>) {
+    if let Err(error) = sealed {
+        tracing::warn!(%error, "a full pack has no table of contents yet");
     }
 }

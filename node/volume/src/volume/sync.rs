@@ -12,6 +12,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::sync_channel;
 
 use remora_store::log::LogError;
+use remora_store::reserve::from_reserve;
 use remora_vfs::attr::Ino;
 use remora_vfs::errno::Errno;
 use remora_vfs::filesystem::{Done, Reply};
@@ -134,13 +135,8 @@ impl Shared {
         let mut written = Vec::with_capacity(batches.len());
         let mut trouble = None;
         for batch in &batches {
-            let mut appended = self.append(&pen.tip, batch);
-            while matches!(appended, Err(Trouble::Full)) && self.blocks.relieve() {
-                // What was seen of the disk is no longer so: the next write looks anew.
-                self.unlooked_bytes.store(0, Ordering::Relaxed);
-                appended = self.append(&pen.tip, batch);
-            }
-            match appended {
+            let is_full = |trouble: &Trouble| matches!(trouble, Trouble::Full);
+            match from_reserve(|| self.relieve(), is_full, || self.append(&pen.tip, batch)) {
                 Ok(appended) => {
                     pen.tip = appended.tip;
                     written.push(appended);
@@ -168,6 +164,15 @@ impl Shared {
             done.into_iter().for_each(|done| done(Ok(())));
         }
         trouble.map_or(Ok(()), Err)
+    }
+
+    fn relieve(&self) -> bool {
+        let has_given = self.blocks.relieve();
+        if has_given {
+            // What was seen of the disk is no longer so: the next write looks anew.
+            self.unlooked_bytes.store(0, Ordering::Relaxed);
+        }
+        has_given
     }
 
     /// Seals one batch and appends it to the log and to the stream for the keepers.

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use remora_cluster::keeper::KeeperEvent;
 use remora_cluster::tip::Tip;
 use remora_store::log::LogError;
+use remora_store::reserve::from_reserve;
 use remora_volume::commit::Commit;
 
 use crate::keepers::chain::{frame_of, tip_at};
@@ -53,11 +54,8 @@ fn append_all(
     relieve: &dyn Fn() -> bool,
 ) -> Result<bool, LogError> {
     for commit in commits {
-        let mut appended = append(commit);
-        while matches!(appended, Err(LogError::Full(_))) && relieve() {
-            appended = append(commit);
-        }
-        match appended {
+        let is_full = |error: &LogError| matches!(error, LogError::Full(_));
+        match from_reserve(relieve, is_full, || append(commit)) {
             Err(LogError::Full(_)) => return Ok(false),
             other => other?,
         }
