@@ -109,6 +109,16 @@ struct Peer {
     is_untold: bool,
 }
 
+impl Peer {
+    /// It answered what was sent then: it believes in the writer for another lease, and has its log up to `tip`.
+    fn believes(&mut self, sent: Option<Millis>, tip: Tip) {
+        self.renewed = self.renewed.max(sent);
+        if tip.rank() > self.tip.rank() {
+            self.tip = tip;
+        }
+    }
+}
+
 /// The writer of one volume, from [`Won`] to its release or fall.
 #[derive(Debug, Clone)]
 pub struct Writer {
@@ -262,10 +272,7 @@ impl Writer {
         let sent = peer.in_flight.take();
         match *message {
             Message::Ack { term, tip } | Message::Renewed { term, tip } if term == self.term => {
-                if tip.rank() > peer.tip.rank() {
-                    peer.tip = tip;
-                }
-                peer.renewed = peer.renewed.max(sent);
+                peer.believes(sent, tip);
             }
             Message::Aligned { term, tip } if term == self.term => {
                 // Its log was cut to where it is on this chain. No renewal: a keeper that knew already renews nothing.
@@ -284,10 +291,7 @@ impl Writer {
                 let is_own = nack.hold.is_some_and(|hold| hold.term == self.term);
                 if nack.reason == NackReason::Full && is_own && nack.promised == self.term {
                     // It takes nothing for now, and lets nobody else in either.
-                    peer.renewed = peer.renewed.max(sent);
-                    if nack.tip.rank() > peer.tip.rank() {
-                        peer.tip = nack.tip;
-                    }
+                    peer.believes(sent, nack.tip);
                 }
                 self.on_nack(now, from, nack, effects);
             }

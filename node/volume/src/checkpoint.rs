@@ -179,12 +179,17 @@ impl Shared {
         let tail = Tail { log: &self.log, volume: &self.id, base, upto };
         let (derived, ops_bytes) =
             derive_from_log(&tail, &*self.blocks, &FromReserve(&*self.blocks), &|_| true)?;
+        self.sync_tree()?;
+        let seq = self.record_checkpoint(&mut self.core.lock(), derived.tree_cid, upto)?;
+        Ok((derived, ops_bytes, seq))
+    }
+
+    /// Makes the blocks of a derived tree durable. A failed sync is final: the volume steps down.
+    fn sync_tree(&self) -> Result<(), CheckpointError> {
         self.blocks.sync().map_err(|error| {
             self.fail(&format!("sync the blocks of a checkpoint: {error}"));
             CheckpointError::Sync(error)
-        })?;
-        let seq = self.record_checkpoint(&mut self.core.lock(), derived.tree_cid, upto)?;
-        Ok((derived, ops_bytes, seq))
+        })
     }
 
     /// Step 6: the journal names the tree already, so the state must follow, whether or not that is on disk yet.

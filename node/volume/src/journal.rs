@@ -280,11 +280,7 @@ impl Journal {
         if self.failed.is_some() || self.waiters.iter().all(|(seq, _)| *seq > durable) {
             return Vec::new();
         }
-        let (done, waiting) =
-            std::mem::take(&mut self.waiters).into_iter().partition(|(seq, _)| *seq <= durable);
-        self.waiters = waiting;
-        let done: Vec<(u64, Done)> = done;
-        done.into_iter().map(|(_, done)| done).collect()
+        self.take_waiters(|seq| seq <= durable)
     }
 
     /// Steps down; answers everybody who waits. The first reason stays.
@@ -298,10 +294,15 @@ impl Journal {
     /// Answers everybody who waits for this host's disk, without stepping down: it is full. Who waits for keepers alone goes on.
     pub(crate) fn give_up_waiting(&mut self) -> Vec<Done> {
         let synced = self.synced;
-        let (gone, waiting): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.waiters).into_iter().partition(|(seq, _)| *seq > synced);
+        self.take_waiters(|seq| seq > synced)
+    }
+
+    /// Those who wait for commits of which `is_meant` says yes; they wait no longer.
+    fn take_waiters(&mut self, is_meant: impl Fn(u64) -> bool) -> Vec<Done> {
+        let (taken, waiting): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.waiters).into_iter().partition(|(seq, _)| is_meant(*seq));
         self.waiters = waiting;
-        gone.into_iter().map(|(_, done)| done).collect()
+        taken.into_iter().map(|(_, done)| done).collect()
     }
 
     /// `EIO` once the volume stepped down.

@@ -67,8 +67,7 @@ impl Writing {
         let won = acquire(keepers, &kept, record, &mut |term, after, config| {
             if let Some(earlier) = opened.take() {
                 // A carried configuration takes two STARTs: the first one's writer is over.
-                earlier.fail("another term of this host began");
-                kept.detach();
+                end_writer(&kept, &earlier, "another term of this host began");
             }
             let volume = open_at(keepers, &kept, record, (term, config), (&genesis, limits), &bell)?;
             let _ = after;
@@ -77,22 +76,18 @@ impl Writing {
                 volume.fail("another host took the volume over while it was opened");
                 return Err(outrun(record));
             }
-            let start = commit_start(&kept, &volume, term, config);
-            if start.is_err() {
+            let start = commit_start(&kept, &volume, term, config).inspect_err(|_| {
                 // Before the election is given back: this writer must have ended when another one begins.
-                volume.fail("the term could not be begun");
-                kept.detach();
-                return start;
-            }
+                end_writer(&kept, &volume, "the term could not be begun");
+            })?;
             opened = Some(volume);
-            start
+            Ok(start)
         });
         let (won, volume) = match (won, opened) {
             (Ok(won), Some(volume)) => (won, volume),
             (Err(failure), opened) => {
                 if let Some(volume) = opened {
-                    volume.fail("the volume was not acquired");
-                    kept.detach();
+                    end_writer(&kept, &volume, "the volume was not acquired");
                 }
                 return Err(failure);
             }
@@ -187,9 +182,7 @@ impl Writing {
         }
         Ok(())
     }
-}
 
-impl Writing {
     /// As [`Writing::release`]; what cannot be given back steps down, for nobody will use this writer any more and the log must be
     /// free for the next one. It is still held then, by this host.
     ///
@@ -239,6 +232,12 @@ fn check_log(kept: &Kept, record: &VolumeRecord) -> Result<(), Failure> {
             record.name
         ),
     ))
+}
+
+/// Ends a writer that never got to serve.
+fn end_writer(kept: &Kept, volume: &Volume, reason: &str) {
+    volume.fail(reason);
+    kept.detach();
 }
 
 /// Another host was faster than the opening here.

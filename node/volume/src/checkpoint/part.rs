@@ -55,17 +55,13 @@ impl Shared {
             &self.log,
             (&*self.blocks, &FromReserve(&*self.blocks)),
         )?;
-        self.blocks.sync().map_err(|error| {
-            self.fail(&format!("sync the blocks of a checkpoint: {error}"));
-            CheckpointError::Sync(error)
-        })?;
+        self.sync_tree()?;
         let ops_bytes = replayed.ops_bytes;
         drop(replayed);
         let Some(seq) = self.swap(derived.tree_cid, upto)? else { return Ok(None) };
         self.core.lock().journal.forget_until(upto, ops_bytes);
-        self.flush_until(seq).map_err(CheckpointError::NotDurable)?;
-        let needed = self.replicator.oldest_needed().unwrap_or(u64::MAX);
-        self.log.drop_before(needed.min(upto))?;
+        // What was removed is counted until a checkpoint of all of it.
+        self.end_checkpoint(upto, seq, 0)?;
         tracing::info!(tree = %derived.tree_cid, upto, last, "checkpoint of a part: the disk is nearly full");
         Ok(Some((derived.tree_cid, upto)))
     }

@@ -18,8 +18,8 @@ use crate::stop::Stop;
 /// mostly near, and all that lies in a step is listed.
 const SEEK_STEP_BYTES: u64 = 1 << 20;
 
-/// And a step at most: bounds the nodes that must be at hand together.
-const SEEK_STEP_BYTES_MAX: u64 = 16 << 30;
+/// How far a step of any question looks at most, in bytes: bounds the nodes that must be at hand together.
+pub(super) const STEP_BYTES_MAX: u64 = 16 << 30;
 
 /// Where the bytes of a piece are.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -80,7 +80,7 @@ impl State {
         let (mut at, mut step_bytes) = (offset, SEEK_STEP_BYTES);
         while at < size {
             let step = self.read_plan(ino, at, step_bytes)?;
-            step_bytes = (2 * step_bytes).min(SEEK_STEP_BYTES_MAX);
+            step_bytes = (2 * step_bytes).min(STEP_BYTES_MAX);
             for piece in step {
                 if (piece.from == From::Zero) == (what == Seek::Hole) {
                     return Ok(at);

@@ -9,11 +9,8 @@ use std::collections::VecDeque;
 use cid::Cid;
 
 use crate::nodes::Nodes;
-use crate::state::content::{From, file_pieces};
+use crate::state::content::{From, STEP_BYTES_MAX, file_pieces};
 use crate::stop::Stop;
-
-/// How far one step counts, in bytes: bounds the nodes that must be at hand together.
-const STEP_BYTES: u64 = 16 << 30;
 
 /// Sums kept: those of operations that wait for a block, and what one operation asks besides.
 const SUMS_MAX: usize = 64;
@@ -49,14 +46,14 @@ impl Sums {
         start: u64,
         len: u64,
     ) -> Result<u64, Stop> {
-        if len <= STEP_BYTES {
+        if len <= STEP_BYTES_MAX {
             return count(nodes, file, start, len);
         }
         let range = Range { root: *file.0, size: file.1, start, end: start + len };
         let mut sum = self.take(&range).unwrap_or(Sum { range, at: start, data: 0 });
         let mut counted = Ok(());
         while sum.at < range.end && counted.is_ok() {
-            let step = STEP_BYTES.min(range.end - sum.at);
+            let step = STEP_BYTES_MAX.min(range.end - sum.at);
             counted = count(nodes, file, sum.at, step).map(|data| {
                 sum.data += data;
                 sum.at += step;

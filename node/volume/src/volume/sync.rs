@@ -133,7 +133,7 @@ impl Shared {
             self.blocks.sync().map_err(|error| Trouble::Failed(format!("sync blocks: {error}")))?;
         }
         let mut written = Vec::with_capacity(batches.len());
-        let mut trouble = None;
+        let mut ended = Ok(());
         for batch in &batches {
             let is_full = |trouble: &Trouble| matches!(trouble, Trouble::Full);
             match from_reserve(|| self.relieve(), is_full, || self.append(&pen.tip, batch)) {
@@ -142,7 +142,7 @@ impl Shared {
                     written.push(appended);
                 }
                 Err(why) => {
-                    trouble = Some(why);
+                    ended = Err(why);
                     break;
                 }
             }
@@ -154,8 +154,8 @@ impl Shared {
             core.journal.synced_seq()
         };
         drop(batches);
-        if let Some(Trouble::Failed(_)) = &trouble {
-            return trouble.map_or(Ok(()), Err);
+        if matches!(ended, Err(Trouble::Failed(_))) {
+            return ended;
         }
         // Also on a full disk: who waits for what was still written hears that it is durable.
         if is_synced && pen.tip.seq > synced {
@@ -163,7 +163,7 @@ impl Shared {
             let done = self.core.lock().journal.synced(pen.tip.seq);
             done.into_iter().for_each(|done| done(Ok(())));
         }
-        trouble.map_or(Ok(()), Err)
+        ended
     }
 
     fn relieve(&self) -> bool {
