@@ -87,6 +87,25 @@ fn a_volume_is_the_same_on_the_host_it_goes_to() -> Result<()> {
 }
 
 #[test]
+fn a_daemon_whose_log_cannot_be_written_works_on() -> Result<()> {
+    let dir = rig("mute")?;
+    let mut node = one(dir.path())?;
+    node.stop()?;
+    std::fs::remove_file(node.log())?;
+    std::os::unix::fs::symlink("/dev/full", node.log())?;
+    node.start()?;
+    node.ok(&["volume", "create", "v"])?;
+    let at = node.mount("v")?;
+    std::fs::write(at.join("f"), "unheard")?;
+    File::open(at.join("f"))?.sync_all()?;
+    node.kill()?;
+    node.start()?;
+    let at = node.mount("v")?;
+    assert_eq!(std::fs::read(at.join("f"))?, b"unheard");
+    node.unmount(&at)
+}
+
+#[test]
 fn a_held_volume_is_refused_and_the_holder_named() -> Result<()> {
     let dir = rig("held")?;
     let mut nodes = cluster(dir.path(), &["holder", "other"])?;

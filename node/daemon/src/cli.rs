@@ -8,6 +8,7 @@ mod send;
 mod store;
 mod volume;
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -99,11 +100,13 @@ pub fn main(args: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode {
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            if json {
-                eprintln!("{}", serde_json::json!({ "error": failure.text, "code": failure.code }));
+            let text = if json {
+                serde_json::json!({ "error": failure.text, "code": failure.code }).to_string()
             } else {
-                eprintln!("remora: {}", failure.text);
-            }
+                format!("remora: {}", failure.text)
+            };
+            // Who cannot be told still gets the exit code.
+            let _told = writeln!(std::io::stderr(), "{text}");
             ExitCode::from(failure.code as u8)
         }
     }

@@ -74,7 +74,11 @@ pub(crate) fn daemon(
 fn start_log(json: bool) {
     use tracing_subscriber::EnvFilter;
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,libp2p=warn"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A line that cannot be written is lost and nothing else: to tell of it on standard error would panic for the same reason.
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .log_internal_errors(false);
     // A second call (in a test) keeps the first log.
     let _already = if json { log.json().try_init() } else { log.with_ansi(false).try_init() };
 }
