@@ -98,9 +98,9 @@ impl Bench {
         let mut pgbench = Pgbench::start(&self.server, 600)?;
         std::thread::sleep(after);
         ensure!(clients.iter().all(|client| client.rows() > 0), "the clients do not get going");
-        store.take_space(LEFT_BYTES)?;
         let began = Instant::now();
-        let said = pgbench.wait(TOLD_TIMEOUT)?;
+        // What the store gives back is taken, too.
+        let said = pgbench.wait(TOLD_TIMEOUT, || store.take_space(LEFT_BYTES))?;
         let took = began.elapsed();
         // A client may have lost its session when the server restarted itself; it is not told anything new then.
         self.told = clients.into_iter().map(Client::finish).collect::<Result<_>>()?;
@@ -128,7 +128,7 @@ impl Bench {
         }
         let waited = began.elapsed();
         let mut pgbench = Pgbench::start(&self.server, secs)?;
-        let said = pgbench.wait(Duration::from_secs(secs) + FREED_TIMEOUT)?;
+        let said = pgbench.wait(Duration::from_secs(secs) + FREED_TIMEOUT, || Ok(()))?;
         ensure!(pgbench.has_succeeded, "pgbench after space was freed: {said}");
         let n = self.server.check()?;
         let rows = self.server.check_ledger(&self.told)?;
@@ -152,8 +152,8 @@ impl Pgbench {
         Ok(Pgbench { child: child.context("run pgbench")?, has_succeeded: false })
     }
 
-    /// Waits for its end, and answers how it ended.
-    fn wait(&mut self, at_most: Duration) -> Result<String> {
+    /// Waits for its end, and answers how it ended. `meanwhile` is done again and again.
+    fn wait(&mut self, at_most: Duration, meanwhile: impl Fn() -> Result<()>) -> Result<String> {
         let began = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait()? {
@@ -163,6 +163,7 @@ impl Pgbench {
             if began.elapsed() > at_most {
                 bail!("pgbench hangs: nobody told it anything in {at_most:?}");
             }
+            meanwhile()?;
             std::thread::sleep(Duration::from_millis(20));
         }
     }

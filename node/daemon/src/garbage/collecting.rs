@@ -17,6 +17,7 @@ use crate::config::Config;
 use crate::content::added::Added;
 use crate::exit::{Code, Failure};
 use crate::garbage::marking::Marking;
+use crate::garbage::pace::{Look, Pace, Zeal};
 use crate::keepers::desk::Keepers;
 use crate::keepers::kept::Kept;
 use crate::run::OTHERS_FRACTION;
@@ -26,19 +27,9 @@ use crate::wire::Collected;
 /// How often it is looked whether there is something to do.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
-/// Collections by themselves are this far apart, when the store grew enough or long ago.
-const PAUSE_MIN: Duration = Duration::from_secs(300);
-const PAUSE_MAX: Duration = Duration::from_secs(3600);
-
-/// While the disk is nearly full they may be closer; and closer still when the log of a volume was folded, for that is what makes
-/// blocks unused: one begins the grace, one ends it, and one more takes what was put meanwhile.
-const PAUSE_TIGHT: Duration = Duration::from_secs(30);
-const PAUSE_FOLDED: Duration = Duration::from_secs(4);
-const COLLECTIONS_FOLDED: u32 = 3;
-
 /// What is on its way to be referred to has this long when space is short: whoever puts a block for a volume, or adds something, holds
 /// a protection until it is referred to, so this is a margin.
-const GRACE_TIGHT: Duration = Duration::from_secs(4);
+const GRACE_SHORT: Duration = Duration::from_secs(4);
 
 /// The newest pack is sealed when space is short and it has this many bytes, so that what is unused in it goes, too.
 const SEAL_BYTES_MIN: u64 = 4 << 20;
@@ -46,12 +37,10 @@ const SEAL_BYTES_MIN: u64 = 4 << 20;
 /// Bytes that stay free when live blocks are moved on a nearly full disk.
 const SWEEP_FREE_BYTES: u64 = 8 << 20;
 
-/// The store may grow by this much, and by half of what it was, before anything is done.
-const GROWTH_BYTES: u64 = 1 << 30;
-
-/// A pack is written anew when half of it is waste, or much less when every byte counts.
+/// A pack is written anew when so much of it is waste: half of it, or much less when every byte counts or somebody asked for it.
 const WASTE_PERCENT: u64 = 50;
-const WASTE_PERCENT_TIGHT: u64 = 10;
+const WASTE_PERCENT_SHORT: u64 = 30;
+const WASTE_PERCENT_MIN: u64 = 10;
 
 /// How long a person waits for work on copies to end.
 const TURN_TIMEOUT: Duration = Duration::from_secs(20);
@@ -63,21 +52,15 @@ pub(crate) struct Garbage {
     grace: Duration,
     reserve_bytes: u64,
     started: Instant,
-    running: Mutex<Pace>,
+    running: Mutex<Running>,
     trouble: Mutex<Option<String>>,
     is_stopping: AtomicBool,
 }
 
-/// What is remembered between collections.
+/// What one collection at a time has.
 #[derive(Default)]
-struct Pace {
-    last: Duration,
-    /// Bytes of packs after the last collection.
-    bytes_after: u64,
-    /// Sum of the commits that the volumes' trees contain, as of the last look while space was short.
-    folded: u64,
-    /// Collections that are due soon because it grew.
-    n_due: u32,
+struct Running {
+    pace: Pace,
     /// Volumes that were removed from the catalogue, and since when that is known.
     removed: BTreeMap<VolumeId, Duration>,
 }
@@ -98,10 +81,11 @@ impl Garbage {
 
     /// Collects because somebody asked for it.
     pub(crate) fn collect_now(&self) -> Result<Collected, Failure> {
-        let Some(mut pace) = self.running.try_lock_for(TURN_TIMEOUT) else {
+        let Some(mut running) = self.running.try_lock_for(TURN_TIMEOUT) else {
             return Err(Failure::conflict("space is being given back already: try again when that is done"));
         };
-        self.collect(&mut pace, WASTE_PERCENT_TIGHT)
+        let zeal = if self.look().is_tight() { Zeal::Tight } else { Zeal::Calm };
+        self.collect(&mut running, zeal, WASTE_PERCENT_MIN)
     }
 
     /// How often [`Garbage::collect_if_due`] is worth a call.
@@ -111,23 +95,27 @@ impl Garbage {
 
     /// Collects if it is time. Blocks for as long as it takes.
     pub(crate) fn collect_if_due(&self) {
-        let Some(mut pace) = self.running.try_lock() else { return };
-        let due = self.due(&mut pace);
-        if pace.n_due == 0
+        let Some(mut running) = self.running.try_lock() else { return };
+        let due = running.pace.due(&self.look(), self.grace);
+        if running.pace.is_at_rest()
             && let Some(reserve) = self.keepers.blocks().store().reserve()
         {
             reserve.fill(self.reserve_bytes / OTHERS_FRACTION);
         }
-        let Some(waste_percent) = due else { return };
-        let result = self.collect(&mut pace, waste_percent);
+        let Some(zeal) = due else { return };
+        let waste_percent = match zeal {
+            Zeal::Calm => WASTE_PERCENT,
+            Zeal::Short => WASTE_PERCENT_SHORT,
+            Zeal::Tight => WASTE_PERCENT_MIN,
+        };
+        let result = self.collect(&mut running, zeal, waste_percent);
         // Also after a failure: what stands in the way now will mostly still do so in a moment.
-        pace.last = self.started.elapsed();
-        pace.n_due = pace.n_due.saturating_sub(1);
+        running.pace.tried(self.started.elapsed());
         match &result {
             Ok(done) if done.bytes_removed > 0 || done.volumes_dropped > 0 => {
                 tracing::info!(?done, "space given back");
             }
-            Ok(_) => {}
+            Ok(done) => tracing::debug!(?done, "there was nothing to give back"),
             Err(failure) => tracing::info!(why = %failure, "no space is given back for now"),
         }
         *self.trouble.lock() = result.err().map(|failure| failure.text);
@@ -136,7 +124,9 @@ impl Garbage {
     /// What an operator should know: the disk is nearly full and nothing can be done about it here.
     pub(crate) fn warning(&self) -> Option<String> {
         let trouble = self.trouble.lock().clone()?;
-        self.is_tight().then(|| format!("the disk is nearly full and no space can be given back: {trouble}"))
+        self.look()
+            .is_tight()
+            .then(|| format!("the disk is nearly full and no space can be given back: {trouble}"))
     }
 
     /// Ends what runs, and all that would come. Blocks until it has ended: from then on nothing is put into the store.
@@ -145,29 +135,16 @@ impl Garbage {
         drop(self.running.lock());
     }
 
-    /// How wasteful a pack must be, if it is time for a collection.
-    fn due(&self, pace: &mut Pace) -> Option<u64> {
-        let since = self.started.elapsed().saturating_sub(pace.last);
-        if self.is_tight() {
-            let folded = self.folded();
-            if pace.folded != std::mem::replace(&mut pace.folded, folded) {
-                pace.n_due = COLLECTIONS_FOLDED;
-            }
-            let pause = if pace.n_due > 0 { PAUSE_FOLDED } else { PAUSE_TIGHT };
-            return (since >= pause.min(self.grace)).then_some(WASTE_PERCENT_TIGHT);
+    fn look(&self) -> Look {
+        let store = self.keepers.blocks().store();
+        Look {
+            now: self.started.elapsed(),
+            free_bytes: space::free(self.keepers.store().root(), store.aside_bytes())
+                .map_or(u64::MAX, |space| space.free),
+            reserve_bytes: self.reserve_bytes,
+            pack_bytes: store.pack_bytes().unwrap_or(0),
+            folded: self.folded(),
         }
-        pace.n_due = 0;
-        let bytes = self.keepers.blocks().store().pack_bytes().unwrap_or(0);
-        let grown = bytes.saturating_sub(pace.bytes_after);
-        let is_much = grown >= GROWTH_BYTES + pace.bytes_after / 2;
-        let is_due = (is_much && since >= PAUSE_MIN.min(self.grace)) || (grown > 0 && since >= PAUSE_MAX);
-        is_due.then_some(WASTE_PERCENT)
-    }
-
-    fn is_tight(&self) -> bool {
-        let aside_bytes = self.keepers.blocks().store().aside_bytes();
-        let free = space::free(self.keepers.store().root(), aside_bytes).map_or(u64::MAX, |space| space.free);
-        free < 2 * self.reserve_bytes
     }
 
     /// Grows when a log is folded into a tree.
@@ -179,25 +156,25 @@ impl Garbage {
         self.keepers.all().iter().map(contained).sum()
     }
 
-    fn collect(&self, pace: &mut Pace, waste_percent: u64) -> Result<Collected, Failure> {
+    fn collect(&self, running: &mut Running, zeal: Zeal, waste_percent: u64) -> Result<Collected, Failure> {
         if self.is_stopping() {
             return Err(Failure::new(Code::NotReady, "the daemon is stopping"));
         }
         let now = self.started.elapsed();
-        let volumes_dropped = self.drop_removed(pace, now)?;
+        let volumes_dropped = self.drop_removed(&mut running.removed, now)?;
         let store = self.keepers.blocks().store();
         // What copies are thought to be whole rests on nothing going away meanwhile.
         let swept = self.keepers.hydration().while_paused(TURN_TIMEOUT, || {
-            let is_tight = self.is_tight();
-            let grace = if is_tight { self.grace.min(GRACE_TIGHT) } else { self.grace };
-            if is_tight && let Err(e) = store.seal_newest(SEAL_BYTES_MIN) {
+            let is_calm = zeal == Zeal::Calm;
+            let grace = if is_calm { self.grace } else { self.grace.min(GRACE_SHORT) };
+            if !is_calm && let Err(e) = store.seal_newest(SEAL_BYTES_MIN) {
                 tracing::warn!(error = chain(&e), "the newest pack is left as it is");
             }
             let Some(sweep) = store.begin_sweep(now, grace) else {
                 return Err(Failure::conflict("the store is being verified: try again when that is done"));
             };
             let live = self.mark()?;
-            let keep_free = if is_tight { SWEEP_FREE_BYTES } else { self.reserve_bytes / 2 };
+            let keep_free = if zeal == Zeal::Tight { SWEEP_FREE_BYTES } else { self.reserve_bytes / 2 };
             let options =
                 SweepOptions { waste_percent, reserve_bytes: keep_free.min(self.reserve_bytes / 2) };
             sweep
@@ -207,8 +184,10 @@ impl Garbage {
         let swept = swept.ok_or_else(|| {
             Failure::conflict("copies of volumes are being brought to this host: try again when that is done")
         })??;
-        pace.bytes_after = store.pack_bytes().unwrap_or(0);
-        Ok(collected(&swept, volumes_dropped, pace.bytes_after))
+        let bytes_after = store.pack_bytes().unwrap_or(0);
+        let settled_bytes = (swept.n_packs_old > 0).then_some(swept.bytes_live + swept.bytes_dead_left);
+        running.pace.made(bytes_after, settled_bytes);
+        Ok(collected(&swept, volumes_dropped, bytes_after))
     }
 
     /// Everything that counts on this host, or why that cannot be known.
@@ -238,7 +217,7 @@ impl Garbage {
     }
 
     /// Lets go of volumes that were removed from the catalogue some time ago and that nobody writes.
-    fn drop_removed(&self, pace: &mut Pace, now: Duration) -> Result<u64, Failure> {
+    fn drop_removed(&self, seen: &mut BTreeMap<VolumeId, Duration>, now: Duration) -> Result<u64, Failure> {
         let removed: Vec<VolumeId> = self
             .keepers
             .all()
@@ -246,12 +225,12 @@ impl Garbage {
             .map(|kept| kept.id())
             .filter(|id| self.keepers.is_removed(id))
             .collect();
-        pace.removed.retain(|id, _| removed.contains(id));
+        seen.retain(|id, _| removed.contains(id));
         let mut n = 0;
         for id in removed {
-            let since = *pace.removed.entry(id).or_insert(now);
+            let since = *seen.entry(id).or_insert(now);
             if now.saturating_sub(since) >= self.grace && self.keepers.drop_removed(&id)? {
-                pace.removed.remove(&id);
+                seen.remove(&id);
                 n += 1;
             }
         }
