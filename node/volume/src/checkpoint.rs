@@ -63,6 +63,17 @@ pub enum CheckpointError {
     Drop(#[from] LogError),
 }
 
+impl CheckpointError {
+    /// Whether all it takes is space.
+    pub(crate) fn is_full(&self) -> bool {
+        match self {
+            CheckpointError::NotDurable(errno) => *errno == Errno::ENOSPC,
+            CheckpointError::Derive(error) => error.is_full(),
+            _ => false,
+        }
+    }
+}
+
 /// Puts blocks also on a full disk, as long as something is set aside for that: once they are there, more can go.
 struct FromReserve<'a>(&'a dyn BlockStore);
 

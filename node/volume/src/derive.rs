@@ -96,6 +96,17 @@ pub enum DeriveError {
     },
 }
 
+impl DeriveError {
+    /// Whether all it takes is space.
+    pub(crate) fn is_full(&self) -> bool {
+        let sink = match self {
+            DeriveError::Sink(error) | DeriveError::Write(WriteError::Sink(error)) => error,
+            _ => return false,
+        };
+        matches!(sink, SinkError::Full { .. })
+    }
+}
+
 impl From<SourceError> for DeriveError {
     fn from(error: SourceError) -> Self {
         DeriveError::Read(ReadError::Source(error))

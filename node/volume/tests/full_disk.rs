@@ -264,6 +264,34 @@ fn a_power_cut_while_a_part_is_folded_loses_nothing() {
     assert!(n_cuts > 5, "{n_cuts}");
 }
 
+#[test]
+fn a_checkpoint_that_found_the_disk_full_is_tried_again_within_seconds() {
+    let disk = SimDisk::new(5);
+    let store = store_on(Arc::new(disk.clone()));
+    let clock = Arc::new(HandClock::default());
+    let mut options = options_on(&store);
+    options.clock = clock.clone();
+    options.checkpoint_log_bytes = 1 << 20;
+    // Nobody saw it coming: at the last look there was space enough.
+    options.space = Arc::new(|| Space { total: 1 << 40, free: 1 << 40 });
+    let volume = Volume::open(options).unwrap();
+    let attr = file(&volume, b"a");
+    for (i, part) in pattern(3 * MIB, 1).chunks(60_000).enumerate() {
+        volume.write(attr.ino, i as u64 * 60_000, part, NOW).unwrap();
+    }
+    volume.flush().unwrap();
+    let before = volume.status().base_seq;
+    disk.set_capacity(Some(disk.used_bytes()));
+    clock.pass(1000);
+    volume.tick();
+    assert_eq!(volume.status().base_seq, before, "there is no room for the tree");
+    disk.set_capacity(None);
+    clock.pass(6000);
+    volume.tick();
+    assert!(volume.status().base_seq > before);
+    assert_eq!(content(&volume, b"a").unwrap(), pattern(3 * MIB, 1));
+}
+
 /// Deletes 3 MiB while so much of the disk is free, with a reserve of 16 MiB; answers whether it is folded within 3 s.
 fn is_folded_at_once(free: u64) -> bool {
     let store = store_on(Arc::new(SimDisk::new(3)));

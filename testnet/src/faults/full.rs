@@ -98,6 +98,7 @@ impl Bench {
         let mut pgbench = Pgbench::start(&self.server, 600)?;
         std::thread::sleep(after);
         ensure!(clients.iter().all(|client| client.rows() > 0), "the clients do not get going");
+        ensure!(pgbench.is_running()?, "pgbench ended before anybody took the space");
         let began = Instant::now();
         // What the store gives back is taken, too.
         let said = pgbench.wait(TOLD_TIMEOUT, || store.take_space(LEFT_BYTES))?;
@@ -150,6 +151,10 @@ impl Pgbench {
         let out = File::create(server.log().with_file_name("pgbench"))?;
         let child = command.stdout(out.try_clone()?).stderr(out).stdin(Stdio::null()).spawn();
         Ok(Pgbench { child: child.context("run pgbench")?, has_succeeded: false })
+    }
+
+    fn is_running(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait()?.is_none())
     }
 
     /// Waits for its end, and answers how it ended. `meanwhile` is done again and again.

@@ -176,7 +176,7 @@ impl Shared {
         };
         let mut core = self.core.lock();
         let now = self.clock.elapsed();
-        let pause = core.pressure.pause(made.is_ok()).or(made.is_err().then_some(CHECKPOINT_PAUSE));
+        let pause = core.pressure.pause(&made).or(made.is_err().then_some(CHECKPOINT_PAUSE));
         core.wish.no_checkpoint_before = pause.map(|pause| now + pause);
         self.checkpoint_ended(&mut core);
         drop(core);

@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use crate::checkpoint::CheckpointError;
 use crate::volume::options::Space;
 use crate::volume::shared::{Core, Shared};
 
@@ -50,9 +51,12 @@ impl Pressure {
         self.is_tight && self.is_worth()
     }
 
-    /// How long to wait after a checkpoint, if the disk is nearly full.
-    pub(crate) fn pause(&self, is_made: bool) -> Option<Duration> {
-        self.is_tight.then_some(if is_made { PAUSE } else { PAUSE_FAILED })
+    /// How long to wait after a checkpoint, if the disk is nearly full, or was when the checkpoint was tried.
+    pub(crate) fn pause<T>(&self, made: &Result<T, CheckpointError>) -> Option<Duration> {
+        match made {
+            Ok(_) => self.is_tight.then_some(PAUSE),
+            Err(error) => (self.is_tight || error.is_full()).then_some(PAUSE_FAILED),
+        }
     }
 
     fn is_worth(&self) -> bool {
@@ -73,10 +77,10 @@ impl Shared {
         is_of_use.then(|| core.wish.no_checkpoint_before.map_or(seen, |not_before| not_before.max(seen)))
     }
 
-    /// The bytes that can be written to the disk, if it is nearly full.
+    /// The bytes that a checkpoint can count on, if the disk is nearly full: writers may take all but the reserve meanwhile.
     pub(crate) fn room_if_tight(&self) -> Option<u64> {
         let space = (self.space)();
-        self.is_tight(space).then_some(space.free)
+        self.is_tight(space).then(|| space.free.min(self.reserve(space)))
     }
 
     fn is_tight(&self, space: Space) -> bool {
