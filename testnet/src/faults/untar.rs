@@ -22,6 +22,12 @@ pub(super) const RESERVE_BYTES: u64 = 80 << 20;
 /// How long freed space may take to be used.
 const FREED_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// A volume that is left alone this long has made a checkpoint.
+const FOLDED_AFTER: Duration = Duration::from_secs(35);
+
+/// Trees that the node may have space for when the foreign file has taken the rest.
+const TREES_MAX: u64 = 8;
+
 /// A node on a disk of its own that somebody else can fill.
 pub(super) struct Store {
     pub(super) node: Node,
@@ -32,6 +38,8 @@ impl Store {
     pub(super) fn make(dir: &Path, bytes: u64) -> Result<Store> {
         let disk = LoopDisk::make(dir, "disk", bytes)?;
         let node = Node::init(&disk.at, "node")?;
+        // What the node has to say must have somewhere to go.
+        std::os::unix::fs::symlink(dir.join("node.log"), node.log()).context("lead the log elsewhere")?;
         set_reserve(&node, RESERVE_BYTES)?;
         Ok(Store { node, disk })
     }
@@ -98,8 +106,10 @@ pub(super) fn run(report: &mut Report, is_short: bool) -> Result<()> {
 
 /// A tree, and the archive of it.
 struct Archive {
+    tree: PathBuf,
     path: PathBuf,
     files: Manifest,
+    n_varied: u64,
 }
 
 impl Archive {
@@ -110,26 +120,50 @@ impl Archive {
         for number in 0..6 {
             noise_file(&tree.join(format!("zz-noise{number}")), 3 << 20, number, &|_| {})?;
         }
-        let done = Command::new("tar")
-            .args(["--format=posix", "-cf"])
-            .arg(&path)
-            .arg("-C")
-            .arg(&tree)
-            .arg(".")
-            .status()?;
-        ensure!(done.success(), "tar ended with {done}");
-        Ok(Archive { path, files: manifest(&tree, &|_| {})? })
+        pack(&tree, &path)?;
+        let files = manifest(&tree, &|_| {})?;
+        Ok(Archive { tree, path, files, n_varied: 0 })
+    }
+
+    fn bytes(&self) -> u64 {
+        self.files.values().map(|seen| seen.size).sum()
     }
 
     fn unpack(&self, into: &Path) -> Result<Output> {
-        let mut tar = Command::new("tar");
-        tar.env("LC_ALL", "C").arg("-xf").arg(&self.path).arg("-C").arg(into).output().context("run tar")
+        unpack(&self.path, into)
+    }
+
+    /// Unpacks the same names with contents that nobody has seen: what is there twice is stored once, and to remove it frees nothing.
+    fn unpack_varied(&mut self, into: &Path) -> Result<Output> {
+        self.n_varied += 1;
+        let (tree, path) = (self.tree.with_extension("varied"), self.path.with_extension("varied.tar"));
+        for name in self.files.iter().filter(|(_, seen)| seen.sha256.is_some()).map(|(name, _)| name) {
+            let to = tree.join(name);
+            std::fs::create_dir_all(to.parent().context("a file in no directory")?)?;
+            let content = std::fs::read(self.tree.join(name))?;
+            std::fs::write(to, [&self.n_varied.to_le_bytes(), content.as_slice()].concat())?;
+        }
+        pack(&tree, &path)?;
+        std::fs::remove_dir_all(&tree)?;
+        unpack(&path, into)
     }
 }
 
+fn pack(tree: &Path, into: &Path) -> Result<()> {
+    let mut tar = Command::new("tar");
+    tar.args(["--format=posix", "-cf"]).arg(into).arg("-C").arg(tree).arg(".");
+    let done = tar.status().context("run tar")?;
+    ensure!(done.success(), "tar ended with {done}");
+    Ok(())
+}
+
+fn unpack(archive: &Path, into: &Path) -> Result<Output> {
+    let mut tar = Command::new("tar");
+    tar.env("LC_ALL", "C").arg("-xf").arg(archive).arg("-C").arg(into).output().context("run tar")
+}
+
 fn under_untar(report: &mut Report, dir: &Path, store: &mut Store, is_short: bool) -> Result<()> {
-    let archive = Archive::make(dir, if is_short { 1500 } else { 6000 })?;
-    let bytes: u64 = archive.files.values().map(|seen| seen.size).sum();
+    let mut archive = Archive::make(dir, if is_short { 1500 } else { 6000 })?;
     let mount = store.start()?;
     let pid = store.node.pid();
     let into = mount.join("into");
@@ -137,7 +171,7 @@ fn under_untar(report: &mut Report, dir: &Path, store: &mut Store, is_short: boo
     let mut kept = BTreeSet::new();
     report.step("untar: the disk fills up", 0, |_| {
         // Half of it fits.
-        store.take_space(bytes / 2)?;
+        store.take_space(archive.bytes() / 2)?;
         let out = archive.unpack(&into)?;
         check_told(&out)?;
         kept = sync_what_is_whole(&into, &archive.files)?;
@@ -157,16 +191,9 @@ fn under_untar(report: &mut Report, dir: &Path, store: &mut Store, is_short: boo
         anyhow::Ok(format!("whole after {waited:.1?}, without a restart"))
     })?;
     let mut mount = mount;
-    for (foreign, is_killed) in
-        [(Foreign::AboveTheReserve, false), (Foreign::Everything, false), (Foreign::Everything, true)]
-    {
-        if is_short && foreign == Foreign::AboveTheReserve {
-            continue;
-        }
-        let full = if foreign == Foreign::Everything { "full to the last byte" } else { "full" };
-        let killed = if is_killed { ", kill -9" } else { "" };
-        report.step(&format!("untar: the disk is {full}, files are removed inside{killed}"), 0, |_| {
-            let said = from_inside(store, &mut mount, &archive, (foreign, is_killed))?;
+    for case in CASES.iter().filter(|case| case.is_in_short || !is_short) {
+        report.step(&format!("untar: the disk is full{}", case.what), 0, |_| {
+            let said = from_inside(store, &mut mount, &mut archive, case)?;
             let changed = differences(&archive.files, &manifest(&mount.join("into"), &|_| {})?, 5);
             ensure!(changed.is_empty(), "another tree was harmed by it:\n{}", changed.join("\n"));
             store.node.ok(&["store", "verify"])?;
@@ -217,6 +244,22 @@ fn check_kept(into: &Path, wanted: &Manifest, kept: &BTreeSet<PathBuf>) -> Resul
     Ok(())
 }
 
+/// One tree beside the other, until the disk is full: some go where the node has allocated space already.
+fn unpack_until_told(archive: &mut Archive, into: &Path) -> Result<()> {
+    for number in 0..TREES_MAX {
+        let tree = into.join(number.to_string());
+        match std::fs::create_dir(&tree) {
+            Err(error) if error.kind() == std::io::ErrorKind::StorageFull => return Ok(()),
+            made => made.with_context(|| format!("make {}", tree.display()))?,
+        }
+        let out = archive.unpack_varied(&tree)?;
+        if !out.status.success() {
+            return check_told(&out);
+        }
+    }
+    bail!("{TREES_MAX} trees fit: the disk is not full")
+}
+
 fn unpack_again(archive: &Archive, into: &Path) -> Result<Duration> {
     let began = Instant::now();
     loop {
@@ -240,23 +283,61 @@ enum Foreign {
     Everything,
 }
 
+/// What is removed on a full disk, and how.
+struct Case {
+    what: &'static str,
+    foreign: Foreign,
+    /// What is removed is in a tree already: only the store can give it back.
+    is_folded: bool,
+    is_killed: bool,
+    is_in_short: bool,
+}
+
+const CASES: [Case; 4] = [
+    Case {
+        what: ", files are removed inside",
+        foreign: Foreign::AboveTheReserve,
+        is_folded: false,
+        is_killed: false,
+        is_in_short: false,
+    },
+    Case {
+        what: " to the last byte, files are removed inside",
+        foreign: Foreign::Everything,
+        is_folded: false,
+        is_killed: false,
+        is_in_short: true,
+    },
+    Case {
+        what: " to the last byte, files are removed inside, kill -9",
+        foreign: Foreign::Everything,
+        is_folded: false,
+        is_killed: true,
+        is_in_short: true,
+    },
+    Case {
+        what: " to the last byte, old files are removed inside, kill -9",
+        foreign: Foreign::Everything,
+        is_folded: true,
+        is_killed: true,
+        is_in_short: false,
+    },
+];
+
 /// Files are removed on the full disk, and without help from outside there is room again.
-fn from_inside(
-    store: &mut Store,
-    mount: &mut PathBuf,
-    archive: &Archive,
-    (foreign, is_killed): (Foreign, bool),
-) -> Result<String> {
+fn from_inside(store: &mut Store, mount: &mut PathBuf, archive: &mut Archive, case: &Case) -> Result<String> {
     let second = mount.join("second");
     std::fs::create_dir(&second)?;
-    let bytes: u64 = archive.files.values().map(|seen| seen.size).sum();
-    match foreign {
+    match case.foreign {
         Foreign::AboveTheReserve => {
-            store.take_space(bytes / 3)?;
-            check_told(&archive.unpack(&second)?)?;
+            store.take_space(archive.bytes() / 3)?;
+            unpack_until_told(archive, &second)?;
         }
         Foreign::Everything => {
-            ensure!(archive.unpack(&second)?.status.success(), "the second tree does not fit");
+            ensure!(archive.unpack_varied(&second)?.status.success(), "the second tree does not fit");
+            if case.is_folded {
+                std::thread::sleep(FOLDED_AFTER);
+            }
             store.take_everything()?;
             // A look at the disk is good for a few files.
             let refused = mount.join("refused");
@@ -268,7 +349,7 @@ fn from_inside(
     let (full, began) = (store.free_bytes()?, Instant::now());
     std::fs::remove_dir_all(&second).context("remove a tree on a full disk")?;
     File::open(&*mount)?.sync_all().context("fsync of a directory on a full disk")?;
-    if is_killed {
+    if case.is_killed {
         // Into the middle of whatever gives the space back.
         std::thread::sleep(Duration::from_millis(2500));
         store.node.kill()?;
