@@ -96,8 +96,9 @@ impl Garbage {
     /// Collects if it is time. Blocks for as long as it takes.
     pub(crate) fn collect_if_due(&self) {
         let Some(mut running) = self.running.try_lock() else { return };
-        let due = running.pace.due(&self.look(), self.grace);
-        if running.pace.is_at_rest()
+        let look = self.look();
+        let due = running.pace.due(&look, self.grace);
+        if running.pace.is_at_rest(&look)
             && let Some(reserve) = self.keepers.blocks().store().reserve()
         {
             reserve.fill(self.reserve_bytes / OTHERS_FRACTION);
@@ -110,7 +111,7 @@ impl Garbage {
         };
         let result = self.collect(&mut running, zeal, waste_percent);
         // Also after a failure: what stands in the way now will mostly still do so in a moment.
-        running.pace.tried(self.started.elapsed());
+        running.pace.tried(self.started.elapsed(), result.is_ok());
         match &result {
             Ok(done) if done.bytes_removed > 0 || done.volumes_dropped > 0 => {
                 tracing::info!(?done, "space given back");

@@ -63,6 +63,8 @@ pub(super) struct Pace {
     folded: u64,
     /// Collections that are due soon because that grew.
     n_due: u32,
+    /// Something stood in the way of the last one.
+    has_failed: bool,
 }
 
 impl Pace {
@@ -76,7 +78,12 @@ impl Pace {
         }
         // What was begun is ended: the first of them gives back little, and what it leaves is settled for good only by the next.
         if is_short || self.n_due > 0 {
-            let pause = if self.n_due > 0 { PAUSE_FOLDED } else { PAUSE_SHORT };
+            let pause = match self.n_due {
+                // What stands in the way (copies on their way, mostly) is not to be disturbed all the time while there is space.
+                _ if self.has_failed && !look.is_tight() => PAUSE_MIN,
+                0 => PAUSE_SHORT,
+                _ => PAUSE_FOLDED,
+            };
             let zeal = if look.is_tight() { Zeal::Tight } else { Zeal::Short };
             return (since >= pause.min(grace)).then_some(zeal);
         }
@@ -93,15 +100,16 @@ impl Pace {
         Look { free_bytes: look.free_bytes.saturating_sub(unsettled), ..*look }.is_tight()
     }
 
-    /// Nothing is due soon: space can be set aside again.
-    pub(super) fn is_at_rest(&self) -> bool {
-        self.n_due == 0
+    /// Space can be set aside again: there is enough, or what comes back soon has come.
+    pub(super) fn is_at_rest(&self, look: &Look) -> bool {
+        self.n_due == 0 || !look.is_tight()
     }
 
     /// One was tried.
-    pub(super) fn tried(&mut self, now: Duration) {
+    pub(super) fn tried(&mut self, now: Duration, is_made: bool) {
         self.last = now;
         self.n_due = self.n_due.saturating_sub(1);
+        self.has_failed = !is_made;
     }
 
     /// One was made, and this is what is left; `settled_bytes` of it was looked at, if anything was.
@@ -139,15 +147,17 @@ mod tests {
     fn what_was_begun_because_space_is_short_is_ended() {
         let mut pace = Pace::default();
         assert_eq!(pace.due(&look(44, 600, 500, 2), GRACE), Some(Zeal::Short));
-        pace.tried(Duration::from_secs(44));
+        pace.tried(Duration::from_secs(44), true);
         // Nothing was old enough; a little more is seen to be in use than there is.
         pace.made(500 * MIB, Some(400 * MIB));
         assert_eq!(pace.due(&look(46, 600, 500, 2), GRACE), None, "the grace is not over");
         assert_eq!(pace.due(&look(48, 600, 500, 2), GRACE), Some(Zeal::Short));
-        pace.tried(Duration::from_secs(48));
+        pace.tried(Duration::from_secs(48), true);
         assert_eq!(pace.due(&look(52, 600, 500, 2), GRACE), Some(Zeal::Short));
-        pace.tried(Duration::from_secs(52));
-        assert!(pace.is_at_rest());
+        assert!(!pace.is_at_rest(&look(52, 100, 500, 2)));
+        assert!(pace.is_at_rest(&look(52, 600, 500, 2)), "there is enough to set some aside");
+        pace.tried(Duration::from_secs(52), true);
+        assert!(pace.is_at_rest(&look(52, 100, 500, 2)));
         assert_eq!(pace.due(&look(99, 600, 500, 2), GRACE), None);
     }
 
@@ -156,7 +166,7 @@ mod tests {
         let mut pace = Pace::default();
         assert_eq!(pace.due(&look(40, 200, 1000, 1), GRACE), Some(Zeal::Short));
         for secs in [40, 44, 48] {
-            pace.tried(Duration::from_secs(secs));
+            pace.tried(Duration::from_secs(secs), true);
             pace.made(1000 * MIB, Some(1000 * MIB));
         }
         assert_eq!(pace.due(&look(1000, 200, 1000, 2), GRACE), None);
@@ -177,8 +187,14 @@ mod tests {
     fn a_collection_that_cannot_be_made_is_tried_again_but_not_at_once() {
         let mut pace = Pace::default();
         assert_eq!(pace.due(&look(40, 100, 900, 0), GRACE), Some(Zeal::Tight));
-        pace.tried(Duration::from_secs(40));
+        pace.tried(Duration::from_secs(40), false);
         assert_eq!(pace.due(&look(60, 100, 900, 0), GRACE), None);
         assert_eq!(pace.due(&look(70, 100, 900, 0), GRACE), Some(Zeal::Tight));
+        assert_eq!(
+            pace.due(&look(339, 900, 900, 7), GRACE),
+            None,
+            "copies are on their way, and there is space"
+        );
+        assert_eq!(pace.due(&look(340, 900, 900, 7), GRACE), Some(Zeal::Short));
     }
 }
