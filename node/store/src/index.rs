@@ -14,6 +14,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
@@ -32,6 +34,9 @@ const CACHE_BYTES: u64 = 16 << 20;
 const PLACE_BYTES: usize = 24;
 /// Flushes until nothing is left, at most.
 const FLUSHES_MAX: usize = 16;
+/// How long an opening waits for sled's lock, and between two looks.
+const LOCKED_TIMEOUT: Duration = Duration::from_secs(5);
+const LOCKED_PAUSE: Duration = Duration::from_millis(5);
 const GENERATION_KEY: &[u8] = b"generation";
 
 /// Where a block's frame lies, and enough of its header to read it in one go.
@@ -435,17 +440,32 @@ fn make_empty(dir: &Path) -> Result<SledTables, IndexError> {
     Ok(SledTables { dir: dir.to_path_buf(), count: Count::known(0), db, places, mark })
 }
 
+/// Opens the tables. An earlier handle of this process may hold sled's lock a moment longer than it lives: one of sled's threads drops
+/// what it shares with it. Nobody else has it: the data directory has one owner.
 fn open_tables(dir: &Path) -> Result<(sled::Db, sled::Tree), IndexError> {
-    guarded(|| {
-        let db = sled::Config::new()
-            .path(dir.join(INDEX_TABLES))
-            .cache_capacity(CACHE_BYTES)
-            .flush_every_ms(None)
-            .mode(sled::Mode::HighThroughput)
-            .open()?;
-        let places = db.open_tree(b"places")?;
-        Ok((db, places))
-    })
+    let began = Instant::now();
+    loop {
+        match guarded(|| open_tables_once(dir)) {
+            Err(error) if is_locked(&error) && began.elapsed() < LOCKED_TIMEOUT => sleep(LOCKED_PAUSE),
+            other => return other,
+        }
+    }
+}
+
+fn open_tables_once(dir: &Path) -> Result<(sled::Db, sled::Tree), sled::Error> {
+    let db = sled::Config::new()
+        .path(dir.join(INDEX_TABLES))
+        .cache_capacity(CACHE_BYTES)
+        .flush_every_ms(None)
+        .mode(sled::Mode::HighThroughput)
+        .open()?;
+    let places = db.open_tree(b"places")?;
+    Ok((db, places))
+}
+
+/// sled has no kind of its own for it.
+fn is_locked(error: &IndexError) -> bool {
+    matches!(error, IndexError::Tables(sled::Error::Io(error)) if error.to_string().contains("acquire lock"))
 }
 
 /// Runs a call of sled; a panic inside becomes an error.

@@ -2,8 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use cid::Cid;
@@ -402,4 +404,18 @@ fn an_index_that_is_no_directory_of_tables_is_rebuilt() {
     std::fs::write(store.index().join("tables"), b"not a directory").unwrap();
     store.check(300);
     store.check(0);
+}
+
+#[test]
+fn an_index_whose_last_owner_is_still_going_is_waited_for() {
+    let store = OnDisk::filled();
+    // As sled takes it, and a little longer than one of its threads may.
+    let held = File::options().read(true).write(true).open(store.index().join("tables/db")).unwrap();
+    held.try_lock().unwrap();
+    let going = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(300));
+        drop(held);
+    });
+    store.check(0);
+    going.join().unwrap();
 }
