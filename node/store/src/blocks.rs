@@ -315,12 +315,12 @@ impl Blocks {
             return Err(BlocksError::TooLarge { cid: *cid, bytes: bytes.len() });
         }
         // First, so that a sweep that does not see this has made the block unfindable.
-        self.shared.touches.lock().touch(&digest);
+        let generation = self.shared.touches.lock().touch(&digest);
         if self.shared.is_stored(&digest)? {
             return Ok(());
         }
         self.shared.append(cid, &digest, bytes)?;
-        self.shared.touches.lock().forget(&digest);
+        self.shared.touches.lock().forget(&digest, generation);
         Ok(())
     }
 

@@ -35,7 +35,7 @@ use crate::checkpoint::CheckpointError;
 use crate::commit::Tip;
 use crate::op::Op;
 use crate::recover::OpenError;
-use crate::volume::options::{VolumeOptions, VolumeStatus};
+use crate::volume::options::{Referred, VolumeOptions, VolumeStatus};
 use crate::volume::shared::Shared;
 
 /// A mounted volume; see the module. It is a [`remora_vfs::filesystem::Filesystem`].
@@ -129,14 +129,16 @@ impl Volume {
         self.shared.make_checkpoint()
     }
 
-    /// What this volume reads from, or will refer to, that its log does not tell of: blocks and roots of files. Together with
-    /// the log and the tree that the log's newest commit names, this is all that must stay.
-    pub fn referred(&self) -> Vec<Cid> {
+    /// What this volume reads from, or will refer to, that its log does not tell of. Together with the log and the tree that the
+    /// log's newest commit names, this is all that must stay.
+    pub fn referred(&self) -> Referred {
         let core = self.shared.core.lock();
-        let mut referred = core.journal.referred();
-        referred.extend(core.state.referred());
-        referred.push(core.journal.base().0);
-        referred
+        let mut blocks = core.journal.referred();
+        blocks.extend(core.state.referred());
+        // The journal may name a tree already that the state has not gone over to.
+        let mut trees = core.state.base_trees();
+        trees.push(core.journal.base().0);
+        Referred { trees, blocks }
     }
 
     /// Makes everything durable and answers the tree of exactly that state: a snapshot.

@@ -264,14 +264,15 @@ fn a_power_cut_while_a_part_is_folded_loses_nothing() {
     assert!(n_cuts > 5, "{n_cuts}");
 }
 
-#[test]
-fn a_checkpoint_that_found_the_disk_full_is_tried_again_within_seconds() {
+/// A checkpoint of 3 MiB becomes due after `millis` on a disk of which nobody knows that it is full; it has to be made within seconds
+/// once there is space.
+fn check_is_tried_again(checkpoint_log_bytes: u64, millis: u64) {
     let disk = SimDisk::new(5);
     let store = store_on(Arc::new(disk.clone()));
     let clock = Arc::new(HandClock::default());
     let mut options = options_on(&store);
     options.clock = clock.clone();
-    options.checkpoint_log_bytes = 1 << 20;
+    options.checkpoint_log_bytes = checkpoint_log_bytes;
     // Nobody saw it coming: at the last look there was space enough.
     options.space = Arc::new(|| Space { total: 1 << 40, free: 1 << 40 });
     let volume = Volume::open(options).unwrap();
@@ -282,7 +283,7 @@ fn a_checkpoint_that_found_the_disk_full_is_tried_again_within_seconds() {
     volume.flush().unwrap();
     let before = volume.status().base_seq;
     disk.set_capacity(Some(disk.used_bytes()));
-    clock.pass(1000);
+    clock.pass(millis);
     volume.tick();
     assert_eq!(volume.status().base_seq, before, "there is no room for the tree");
     disk.set_capacity(None);
@@ -290,6 +291,16 @@ fn a_checkpoint_that_found_the_disk_full_is_tried_again_within_seconds() {
     volume.tick();
     assert!(volume.status().base_seq > before);
     assert_eq!(content(&volume, b"a").unwrap(), pattern(3 * MIB, 1));
+}
+
+#[test]
+fn a_checkpoint_that_found_the_disk_full_is_tried_again_within_seconds() {
+    check_is_tried_again(1 << 20, 1000);
+}
+
+#[test]
+fn so_is_one_that_was_due_because_nobody_used_the_volume() {
+    check_is_tried_again(1 << 30, 31_000);
 }
 
 /// Deletes 3 MiB while so much of the disk is free, with a reserve of 16 MiB; answers whether it is folded within 3 s.

@@ -63,6 +63,24 @@ fn a_directory_with_many_changed_names_is_rebased_in_bounded_steps() {
 }
 
 #[test]
+fn the_tree_that_inodes_still_read_from_is_referred_to_until_the_last_has_moved() {
+    let rig = Rig::new();
+    for i in 0..50 {
+        make(&rig, ROOT_INO, &i.to_string(), &NewNode::Fifo);
+    }
+    let before = *rig.core().state.base_cid();
+    rig.checkpoint();
+    let trees = || rig.core().state.base_trees();
+    assert_eq!(trees(), [before]);
+    assert!(!rig.rebase(10));
+    let after = *rig.core().state.base_cid();
+    assert_ne!(before, after);
+    assert_eq!(trees(), [before, after]);
+    while !rig.rebase(10) {}
+    assert_eq!(trees(), [after]);
+}
+
+#[test]
 fn names_that_change_while_their_directory_is_rebased_keep_the_change() {
     let rig = Rig::new();
     let name = |i: usize| i.to_string().into_bytes();

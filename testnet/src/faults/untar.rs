@@ -22,8 +22,12 @@ pub(super) const RESERVE_BYTES: u64 = 80 << 20;
 /// How long freed space may take to be used.
 const FREED_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A volume that is left alone this long has made a checkpoint.
-const FOLDED_AFTER: Duration = Duration::from_secs(35);
+/// A volume that is left alone has made a checkpoint by then, and the log it keeps is shorter than this.
+const FOLDED_TIMEOUT: Duration = Duration::from_secs(60);
+const FOLDED_BYTES: u64 = 64 << 10;
+
+/// A file is stored in pieces of this many bytes.
+const CHUNK_BYTES: usize = 1 << 20;
 
 /// Trees that the node may have space for when the foreign file has taken the rest.
 const TREES_MAX: u64 = 8;
@@ -141,7 +145,11 @@ impl Archive {
             let to = tree.join(name);
             std::fs::create_dir_all(to.parent().context("a file in no directory")?)?;
             let content = std::fs::read(self.tree.join(name))?;
-            std::fs::write(to, [&self.n_varied.to_le_bytes(), content.as_slice()].concat())?;
+            // As long as a chunk with what is put before it, so that no chunk is as it was.
+            let pieces = content.chunks(CHUNK_BYTES - 8);
+            let salt = self.n_varied.to_le_bytes();
+            let varied: Vec<u8> = pieces.flat_map(|piece| salt.iter().chain(piece)).copied().collect();
+            std::fs::write(to, varied)?;
         }
         pack(&tree, &path)?;
         std::fs::remove_dir_all(&tree)?;
@@ -249,7 +257,7 @@ fn unpack_until_told(archive: &mut Archive, into: &Path) -> Result<()> {
     for number in 0..TREES_MAX {
         let tree = into.join(number.to_string());
         match std::fs::create_dir(&tree) {
-            Err(error) if error.kind() == std::io::ErrorKind::StorageFull => return Ok(()),
+            Err(error) if error.kind() == std::io::ErrorKind::StorageFull && number > 0 => return Ok(()),
             made => made.with_context(|| format!("make {}", tree.display()))?,
         }
         let out = archive.unpack_varied(&tree)?;
@@ -281,6 +289,19 @@ enum Foreign {
     AboveTheReserve,
     /// Everything there is.
     Everything,
+}
+
+fn wait_until_folded(node: &Node) -> Result<()> {
+    let began = Instant::now();
+    loop {
+        let status = node.json(&["status"])?;
+        let bytes = status.pointer("/volumes/0/here/log_bytes").and_then(serde_json::Value::as_u64);
+        if bytes.context("status does not tell the length of the log")? < FOLDED_BYTES {
+            return Ok(());
+        }
+        ensure!(began.elapsed() < FOLDED_TIMEOUT, "the volume was left alone and is not folded: {bytes:?}");
+        std::thread::sleep(Duration::from_millis(500));
+    }
 }
 
 /// What is removed on a full disk, and how.
@@ -336,7 +357,7 @@ fn from_inside(store: &mut Store, mount: &mut PathBuf, archive: &mut Archive, ca
         Foreign::Everything => {
             ensure!(archive.unpack_varied(&second)?.status.success(), "the second tree does not fit");
             if case.is_folded {
-                std::thread::sleep(FOLDED_AFTER);
+                wait_until_folded(&store.node)?;
             }
             store.take_everything()?;
             // A look at the disk is good for a few files.

@@ -57,7 +57,7 @@ pub(crate) struct Garbage {
     is_stopping: AtomicBool,
 }
 
-/// What one collection at a time has.
+/// What is kept from one collection to the next.
 #[derive(Default)]
 struct Running {
     pace: Pace,
@@ -84,7 +84,7 @@ impl Garbage {
         let Some(mut running) = self.running.try_lock_for(TURN_TIMEOUT) else {
             return Err(Failure::conflict("space is being given back already: try again when that is done"));
         };
-        let zeal = if self.look().is_tight() { Zeal::Tight } else { Zeal::Calm };
+        let zeal = running.pace.zeal(&self.look());
         self.collect(&mut running, zeal, WASTE_PERCENT_MIN)
     }
 
@@ -96,22 +96,16 @@ impl Garbage {
     /// Collects if it is time. Blocks for as long as it takes.
     pub(crate) fn collect_if_due(&self) {
         let Some(mut running) = self.running.try_lock() else { return };
-        let look = self.look();
-        let due = running.pace.due(&look, self.grace);
-        if running.pace.is_at_rest(&look)
-            && let Some(reserve) = self.keepers.blocks().store().reserve()
-        {
+        if let Some(reserve) = self.keepers.blocks().store().reserve() {
             reserve.fill(self.reserve_bytes / OTHERS_FRACTION);
         }
-        let Some(zeal) = due else { return };
+        let Some(zeal) = running.pace.due(&self.look(), self.grace) else { return };
         let waste_percent = match zeal {
             Zeal::Calm => WASTE_PERCENT,
             Zeal::Short => WASTE_PERCENT_SHORT,
             Zeal::Tight => WASTE_PERCENT_MIN,
         };
         let result = self.collect(&mut running, zeal, waste_percent);
-        // Also after a failure: what stands in the way now will mostly still do so in a moment.
-        running.pace.tried(self.started.elapsed(), result.is_ok());
         match &result {
             Ok(done) if done.bytes_removed > 0 || done.volumes_dropped > 0 => {
                 tracing::info!(?done, "space given back");
@@ -119,7 +113,6 @@ impl Garbage {
             Ok(done) => tracing::debug!(?done, "there was nothing to give back"),
             Err(failure) => tracing::info!(why = %failure, "no space is given back for now"),
         }
-        *self.trouble.lock() = result.err().map(|failure| failure.text);
     }
 
     /// What an operator should know: the disk is nearly full and nothing can be done about it here.
@@ -161,33 +154,45 @@ impl Garbage {
         if self.is_stopping() {
             return Err(Failure::new(Code::NotReady, "the daemon is stopping"));
         }
-        let now = self.started.elapsed();
-        let volumes_dropped = self.drop_removed(&mut running.removed, now)?;
+        let began = self.started.elapsed();
+        let result = self.sweep(running, zeal, waste_percent);
+        let ended = self.started.elapsed();
+        running.pace.tried(ended, ended - began, result.is_ok());
+        *self.trouble.lock() = result.as_ref().err().map(|failure| failure.text.clone());
+        result
+    }
+
+    fn sweep(&self, running: &mut Running, zeal: Zeal, waste_percent: u64) -> Result<Collected, Failure> {
+        let volumes_dropped = self.drop_removed(&mut running.removed, self.started.elapsed())?;
         let store = self.keepers.blocks().store();
         // What copies are thought to be whole rests on nothing going away meanwhile.
-        let swept = self.keepers.hydration().while_paused(TURN_TIMEOUT, || {
+        let swept = self.keepers.hydration().while_paused(TURN_TIMEOUT, |are_gone| {
             let is_calm = zeal == Zeal::Calm;
             let grace = if is_calm { self.grace } else { self.grace.min(GRACE_SHORT) };
             if !is_calm && let Err(e) = store.seal_newest(SEAL_BYTES_MIN) {
                 tracing::warn!(error = chain(&e), "the newest pack is left as it is");
             }
-            let Some(sweep) = store.begin_sweep(now, grace) else {
+            let Some(sweep) = store.begin_sweep(self.started.elapsed(), grace) else {
                 return Err(Failure::conflict("the store is being verified: try again when that is done"));
             };
             let live = self.mark()?;
             let keep_free = if zeal == Zeal::Tight { SWEEP_FREE_BYTES } else { self.reserve_bytes / 2 };
             let options =
                 SweepOptions { waste_percent, reserve_bytes: keep_free.min(self.reserve_bytes / 2) };
-            sweep
+            // Until it is known to have removed nothing.
+            *are_gone = true;
+            let swept = sweep
                 .run(&live, options, &mut || !self.is_stopping())
-                .map_err(|e| Failure::failed(format!("give back space: {}", chain(&e))))
+                .map_err(|e| Failure::failed(format!("give back space: {}", chain(&e))))?;
+            *are_gone = swept.n_blocks_removed > 0;
+            Ok(swept)
         });
         let swept = swept.ok_or_else(|| {
             Failure::conflict("copies of volumes are being brought to this host: try again when that is done")
         })??;
         let bytes_after = store.pack_bytes().unwrap_or(0);
         let settled_bytes = (swept.n_packs_old > 0).then_some(swept.bytes_live + swept.bytes_dead_left);
-        running.pace.made(bytes_after, settled_bytes);
+        running.pace.made(bytes_after, settled_bytes, swept.n_blocks_removed > 0);
         Ok(collected(&swept, volumes_dropped, bytes_after))
     }
 

@@ -70,7 +70,8 @@ impl<'a> Marking<'a> {
             }
         }
         history.older.iter().try_for_each(|tree| self.tree(tree).map(drop))?;
-        referred.iter().try_for_each(|cid| self.dag(cid).map(drop))
+        referred.trees.iter().try_for_each(|tree| self.tree(tree).map(drop))?;
+        referred.blocks.iter().try_for_each(|cid| self.dag(cid).map(drop))
     }
 
     /// A DAG that a person added.

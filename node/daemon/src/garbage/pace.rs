@@ -7,7 +7,8 @@ const PAUSE_MIN: Duration = Duration::from_secs(300);
 const PAUSE_MAX: Duration = Duration::from_secs(3600);
 
 /// While space is short they may be closer; and closer still when the log of a volume was folded, for that is what makes blocks
-/// unused: one begins the grace, one ends it, and one more takes what was put meanwhile.
+/// unused: one begins the grace, one ends it, and one more takes what was put meanwhile. When so many in a row found nothing
+/// (something long is being put, mostly), each waits twice as long as the one before, until the disk is nearly full.
 const PAUSE_SHORT: Duration = Duration::from_secs(30);
 const PAUSE_FOLDED: Duration = Duration::from_secs(4);
 const COLLECTIONS_FOLDED: u32 = 3;
@@ -41,11 +42,11 @@ impl Look {
 }
 
 /// How eagerly.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Zeal {
     /// There is time and space.
     Calm,
-    /// More may be unused than is still free.
+    /// More of what was put lately may be unused than is still free.
     Short,
     /// The disk is nearly full.
     Tight,
@@ -54,15 +55,20 @@ pub(super) enum Zeal {
 /// What is remembered between collections.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
+    /// When the last one ended, and how long it took.
     last: Duration,
+    took: Duration,
     /// Bytes of packs after the last collection.
     bytes_after: u64,
-    /// Bytes of packs that the last collection looked at and left: they are live, or not worth it.
-    settled_bytes: u64,
+    /// Bytes of packs that the last collection looked at and left: they are live, or not worth it. What an earlier process left counts
+    /// as such until the first.
+    settled_bytes: Option<u64>,
     /// As of the last look while space was short.
     folded: u64,
     /// Collections that are due soon because that grew.
     n_due: u32,
+    /// Collections in a row that found nothing.
+    n_idle: u32,
     /// Something stood in the way of the last one.
     has_failed: bool,
 }
@@ -70,22 +76,21 @@ pub(super) struct Pace {
 impl Pace {
     /// Whether it is time for a collection. `grace` is how long what was put is left alone at most.
     pub(super) fn due(&mut self, look: &Look, grace: Duration) -> Option<Zeal> {
+        if self.settled_bytes.is_none() {
+            self.settled_bytes = Some(look.pack_bytes);
+            // On a disk that is nearly full, whoever ended may have been about to give space back.
+            self.folded = if look.is_tight() { 0 } else { look.folded };
+        }
         let since = look.now.saturating_sub(self.last);
-        let is_short = self.is_short(look);
-        if is_short && self.folded != look.folded {
+        let zeal = self.zeal(look);
+        if zeal > Zeal::Calm && self.folded != look.folded {
             self.folded = look.folded;
             self.n_due = COLLECTIONS_FOLDED;
         }
         // What was begun is ended: the first of them gives back little, and what it leaves is settled for good only by the next.
-        if is_short || self.n_due > 0 {
-            let pause = match self.n_due {
-                // What stands in the way (copies on their way, mostly) is not to be disturbed all the time while there is space.
-                _ if self.has_failed && !look.is_tight() => PAUSE_MIN,
-                0 => PAUSE_SHORT,
-                _ => PAUSE_FOLDED,
-            };
-            let zeal = if look.is_tight() { Zeal::Tight } else { Zeal::Short };
-            return (since >= pause.min(grace)).then_some(zeal);
+        if zeal > Zeal::Calm || self.n_due > 0 {
+            let pause = self.pause(zeal).max(self.took).min(grace);
+            return (since >= pause).then_some(zeal.max(Zeal::Short));
         }
         let grown = look.pack_bytes.saturating_sub(self.bytes_after);
         let is_much = grown >= GROWTH_BYTES + self.bytes_after / 2;
@@ -93,29 +98,48 @@ impl Pace {
         is_due.then_some(Zeal::Calm)
     }
 
-    /// Whether more may be unused than is still free: then it is given back before the disk is nearly full, because it takes a while
-    /// and writers do not wait.
-    fn is_short(&self, look: &Look) -> bool {
-        let unsettled = look.pack_bytes.saturating_sub(self.settled_bytes);
-        Look { free_bytes: look.free_bytes.saturating_sub(unsettled), ..*look }.is_tight()
+    /// What stands in the way (copies on their way, mostly) is not disturbed all the time while there is space.
+    fn pause(&self, zeal: Zeal) -> Duration {
+        if zeal < Zeal::Tight {
+            if self.has_failed {
+                return PAUSE_MIN;
+            }
+            if let Some(n_times) = self.n_idle.checked_sub(COLLECTIONS_FOLDED) {
+                return PAUSE_SHORT.saturating_mul(1 << n_times.min(10)).min(PAUSE_MIN);
+            }
+        }
+        if self.n_due > 0 { PAUSE_FOLDED } else { PAUSE_SHORT }
     }
 
-    /// Space can be set aside again: there is enough, or what comes back soon has come.
-    pub(super) fn is_at_rest(&self, look: &Look) -> bool {
-        self.n_due == 0 || !look.is_tight()
+    /// How eager a collection has to be. Space is short when more of what was put since the last one may be unused than is still
+    /// free: it is given back before the disk is nearly full, because that takes a while and writers do not wait.
+    pub(super) fn zeal(&self, look: &Look) -> Zeal {
+        let unsettled = look.pack_bytes.saturating_sub(self.settled_bytes.unwrap_or(look.pack_bytes));
+        let room = look.free_bytes.saturating_sub(look.reserve_bytes.saturating_mul(TIGHT_RESERVES));
+        if look.is_tight() {
+            Zeal::Tight
+        } else if unsettled > room {
+            Zeal::Short
+        } else {
+            Zeal::Calm
+        }
     }
 
-    /// One was tried.
-    pub(super) fn tried(&mut self, now: Duration, is_made: bool) {
+    /// One was tried; it took so long.
+    pub(super) fn tried(&mut self, now: Duration, took: Duration, is_made: bool) {
         self.last = now;
+        self.took = took;
         self.n_due = self.n_due.saturating_sub(1);
         self.has_failed = !is_made;
     }
 
     /// One was made, and this is what is left; `settled_bytes` of it was looked at, if anything was.
-    pub(super) fn made(&mut self, pack_bytes: u64, settled_bytes: Option<u64>) {
+    pub(super) fn made(&mut self, pack_bytes: u64, settled_bytes: Option<u64>, has_removed: bool) {
+        let settled = settled_bytes.or(self.settled_bytes).map(|bytes| bytes.min(pack_bytes));
+        self.n_idle =
+            if has_removed || settled > self.settled_bytes { 0 } else { self.n_idle.saturating_add(1) };
         self.bytes_after = pack_bytes;
-        self.settled_bytes = settled_bytes.unwrap_or(self.settled_bytes).min(pack_bytes);
+        self.settled_bytes = settled;
     }
 }
 
@@ -125,6 +149,7 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
     const GRACE: Duration = Duration::from_secs(3600);
+    const TOOK: Duration = Duration::from_millis(100);
 
     fn look(secs: u64, free_mib: u64, pack_mib: u64, folded: u64) -> Look {
         Look {
@@ -136,38 +161,49 @@ mod tests {
         }
     }
 
+    /// As at the start of a node with an empty store.
+    fn begun() -> Pace {
+        let mut pace = Pace::default();
+        assert_eq!(pace.due(&look(2, 1400, 0, 0), GRACE), None);
+        pace
+    }
+
     #[test]
     fn what_may_be_unused_is_looked_at_before_it_is_all_the_space_there_is() {
-        let mut pace = Pace::default();
+        let mut pace = begun();
         assert_eq!(pace.due(&look(40, 650, 450, 1), GRACE), None, "there is more left");
         assert_eq!(pace.due(&look(44, 600, 500, 2), GRACE), Some(Zeal::Short));
     }
 
     #[test]
+    fn without_a_reserve_too() {
+        let mut pace = begun();
+        let look = Look { reserve_bytes: 0, ..look(40, 499, 500, 1) };
+        assert_eq!(pace.due(&look, GRACE), Some(Zeal::Short));
+    }
+
+    #[test]
     fn what_was_begun_because_space_is_short_is_ended() {
-        let mut pace = Pace::default();
+        let mut pace = begun();
         assert_eq!(pace.due(&look(44, 600, 500, 2), GRACE), Some(Zeal::Short));
-        pace.tried(Duration::from_secs(44), true);
         // Nothing was old enough; a little more is seen to be in use than there is.
-        pace.made(500 * MIB, Some(400 * MIB));
+        pace.made(500 * MIB, Some(400 * MIB), false);
+        pace.tried(Duration::from_secs(44), TOOK, true);
         assert_eq!(pace.due(&look(46, 600, 500, 2), GRACE), None, "the grace is not over");
         assert_eq!(pace.due(&look(48, 600, 500, 2), GRACE), Some(Zeal::Short));
-        pace.tried(Duration::from_secs(48), true);
+        pace.tried(Duration::from_secs(48), TOOK, true);
         assert_eq!(pace.due(&look(52, 600, 500, 2), GRACE), Some(Zeal::Short));
-        assert!(!pace.is_at_rest(&look(52, 100, 500, 2)));
-        assert!(pace.is_at_rest(&look(52, 600, 500, 2)), "there is enough to set some aside");
-        pace.tried(Duration::from_secs(52), true);
-        assert!(pace.is_at_rest(&look(52, 100, 500, 2)));
+        pace.tried(Duration::from_secs(52), TOOK, true);
         assert_eq!(pace.due(&look(99, 600, 500, 2), GRACE), None);
     }
 
     #[test]
     fn what_is_in_use_is_not_looked_at_again_and_again() {
-        let mut pace = Pace::default();
+        let mut pace = begun();
         assert_eq!(pace.due(&look(40, 200, 1000, 1), GRACE), Some(Zeal::Short));
         for secs in [40, 44, 48] {
-            pace.tried(Duration::from_secs(secs), true);
-            pace.made(1000 * MIB, Some(1000 * MIB));
+            pace.made(1000 * MIB, Some(1000 * MIB), false);
+            pace.tried(Duration::from_secs(secs), TOOK, true);
         }
         assert_eq!(pace.due(&look(1000, 200, 1000, 2), GRACE), None);
         assert_eq!(pace.due(&look(1000, 200, 1020, 2), GRACE), None);
@@ -175,8 +211,43 @@ mod tests {
     }
 
     #[test]
-    fn with_space_enough_it_takes_a_gibibyte_and_five_minutes() {
+    fn a_store_that_was_there_at_the_start_is_no_reason_for_haste_unless_the_disk_is_nearly_full() {
         let mut pace = Pace::default();
+        assert_eq!(pace.due(&look(2, 300, 1000, 7), GRACE), None);
+        assert_eq!(pace.due(&look(60, 300, 1000, 7), GRACE), None);
+        assert_eq!(pace.due(&look(60, 300, 1200, 8), GRACE), Some(Zeal::Short));
+        let mut pace = Pace::default();
+        assert_eq!(pace.due(&look(2, 100, 1000, 7), GRACE), None);
+        assert_eq!(pace.due(&look(4, 100, 1000, 7), GRACE), Some(Zeal::Tight));
+    }
+
+    #[test]
+    fn collections_that_find_nothing_become_rare_and_hurry_again_on_a_disk_that_is_nearly_full() {
+        let mut pace = begun();
+        let (mut now, mut n_made) = (0, 0);
+        for secs in (44..1044).step_by(2) {
+            // Something long is being put, and a volume is folded all the time.
+            if pace.due(&look(secs, 600, 500, secs), GRACE).is_some() {
+                pace.made(500 * MIB, None, false);
+                pace.tried(Duration::from_secs(secs), TOOK, true);
+                (now, n_made) = (secs, n_made + 1);
+            }
+        }
+        assert!((6..12).contains(&n_made), "{n_made}");
+        assert_eq!(pace.due(&look(now + 4, 150, 900, 3000), GRACE), Some(Zeal::Tight));
+    }
+
+    #[test]
+    fn collections_take_half_of_the_time_at_most() {
+        let mut pace = begun();
+        pace.tried(Duration::from_secs(40), Duration::from_secs(20), true);
+        assert_eq!(pace.due(&look(59, 100, 900, 1), GRACE), None);
+        assert_eq!(pace.due(&look(60, 100, 900, 1), GRACE), Some(Zeal::Tight));
+    }
+
+    #[test]
+    fn with_space_enough_it_takes_a_gibibyte_and_five_minutes() {
+        let mut pace = begun();
         assert_eq!(pace.due(&look(200, 100_000, 1024, 1), GRACE), None);
         assert_eq!(pace.due(&look(300, 100_000, 1023, 1), GRACE), None);
         assert_eq!(pace.due(&look(300, 100_000, 1024, 1), GRACE), Some(Zeal::Calm));
@@ -185,9 +256,9 @@ mod tests {
 
     #[test]
     fn a_collection_that_cannot_be_made_is_tried_again_but_not_at_once() {
-        let mut pace = Pace::default();
+        let mut pace = begun();
         assert_eq!(pace.due(&look(40, 100, 900, 0), GRACE), Some(Zeal::Tight));
-        pace.tried(Duration::from_secs(40), false);
+        pace.tried(Duration::from_secs(40), TOOK, false);
         assert_eq!(pace.due(&look(60, 100, 900, 0), GRACE), None);
         assert_eq!(pace.due(&look(70, 100, 900, 0), GRACE), Some(Zeal::Tight));
         assert_eq!(

@@ -163,14 +163,16 @@ impl Hydration {
         drop(self.round.lock());
     }
 
-    /// Runs `work` while no copy is brought here; `None` if the work on copies did not end in time. What was known to be whole is
-    /// looked at again afterwards.
-    pub(crate) fn while_paused<T>(&self, timeout: Duration, work: impl FnOnce() -> T) -> Option<T> {
+    /// Runs `work` while no copy is brought here; `None` if the work on copies did not end in time. If it sets what it is given, for
+    /// blocks are gone, what was known to be whole is looked at again afterwards.
+    pub(crate) fn while_paused<T>(&self, timeout: Duration, work: impl FnOnce(&mut bool) -> T) -> Option<T> {
         let mut round = self.round.try_lock_for(timeout)?;
-        for progress in round.values_mut() {
-            progress.known = Known::default();
+        let mut are_gone = false;
+        let done = work(&mut are_gone);
+        if are_gone {
+            round.values_mut().for_each(|progress| progress.known = Known::default());
         }
-        Some(work())
+        Some(done)
     }
 
     fn is_stopping(&self) -> bool {

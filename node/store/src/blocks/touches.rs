@@ -20,6 +20,7 @@ pub struct Protection {
 }
 
 struct Generation {
+    number: u64,
     began: Duration,
     /// The pack that was written to when it began: what was put in this generation is in it or behind it.
     first_pack: u64,
@@ -29,8 +30,8 @@ struct Generation {
 }
 
 impl Generation {
-    fn new(began: Duration, first_pack: u64) -> Generation {
-        Generation { began, first_pack, touched: HashSet::new(), is_full: false, token: Arc::new(()) }
+    fn new(number: u64, began: Duration, first_pack: u64) -> Generation {
+        Generation { number, began, first_pack, touched: HashSet::new(), is_full: false, token: Arc::new(()) }
     }
 }
 
@@ -40,22 +41,24 @@ pub(super) struct Touches(VecDeque<Generation>);
 impl Touches {
     /// Nothing was touched; whatever is in packs before `first_pack` may be swept.
     pub(super) fn new(first_pack: u64) -> Touches {
-        Touches(VecDeque::from([Generation::new(Duration::ZERO, first_pack)]))
+        Touches(VecDeque::from([Generation::new(0, Duration::ZERO, first_pack)]))
     }
 
-    pub(super) fn touch(&mut self, digest: &Digest) {
-        if let Some(newest) = self.0.back_mut() {
-            if newest.touched.len() < TOUCHES_MAX {
-                newest.touched.insert(short(digest));
-            } else {
-                newest.is_full = true;
-            }
+    /// Answers the generation it was touched in.
+    pub(super) fn touch(&mut self, digest: &Digest) -> u64 {
+        let Some(newest) = self.0.back_mut() else { return 0 };
+        if newest.touched.len() < TOUCHES_MAX {
+            newest.touched.insert(short(digest));
+        } else {
+            newest.is_full = true;
         }
+        newest.number
     }
 
-    /// The block was written anew: where it lies protects it.
-    pub(super) fn forget(&mut self, digest: &Digest) {
-        if let Some(newest) = self.0.back_mut() {
+    /// The block was written anew after it was touched in that generation: where it lies protects it as long. Who touched it in a
+    /// later one may have it in a pack from before that.
+    pub(super) fn forget(&mut self, digest: &Digest, number: u64) {
+        if let Some(newest) = self.0.back_mut().filter(|newest| newest.number == number) {
             newest.touched.remove(&short(digest));
         }
     }
@@ -69,7 +72,8 @@ impl Touches {
     /// may be.
     pub(super) fn turn(&mut self, now: Duration, grace: Duration, pack: u64) -> Option<u64> {
         if self.0.back().is_none_or(|newest| now.saturating_sub(newest.began) >= grace / 2) {
-            self.0.push_back(Generation::new(now, pack));
+            let number = self.0.back().map_or(0, |newest| newest.number + 1);
+            self.0.push_back(Generation::new(number, now, pack));
         }
         while let [oldest, next, ..] = &*self.0.make_contiguous() {
             let is_over = next.began.saturating_add(grace) <= now;
@@ -158,6 +162,20 @@ mod tests {
         drop(protection);
         assert_eq!(touches.turn(at(9000), GRACE, 4), Some(3));
         assert!(!touches.has(&[1; 32]));
+    }
+
+    #[test]
+    fn what_was_touched_again_in_a_later_generation_is_not_forgotten_by_who_wrote_it() {
+        let mut touches = Touches::new(1);
+        let number = touches.touch(&[1; 32]);
+        assert_eq!(touches.turn(at(1000), GRACE, 2), Some(1));
+        touches.touch(&[1; 32]);
+        touches.forget(&[1; 32], number);
+        assert_eq!(touches.turn(at(2000), GRACE, 3), Some(2));
+        assert!(touches.has(&[1; 32]), "it lies in pack 1");
+        let number = touches.touch(&[2; 32]);
+        touches.forget(&[2; 32], number);
+        assert!(!touches.has(&[2; 32]));
     }
 
     #[test]

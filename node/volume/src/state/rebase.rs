@@ -12,6 +12,8 @@
 
 use std::sync::Arc;
 
+use cid::Cid;
+
 use remora_vfs::attr::Ino;
 
 use crate::derive::Derived;
@@ -24,6 +26,8 @@ use crate::stop::Stop;
 /// A change of base that is under way.
 #[derive(Debug)]
 pub(crate) struct Rebase {
+    /// The tree that inodes which are not moved yet read from.
+    before: Cid,
     upto: u64,
     /// Sorted by inode number.
     changed: Arc<[(Ino, Changed)]>,
@@ -98,7 +102,13 @@ impl State {
             self.tree = derived.tree.clone();
             self.tree_cid = derived.tree_cid;
             self.n_orphan_pages = self.tree.orphans.len();
-            self.rebase = Some(Rebase { upto, changed: Arc::clone(&derived.changed), n_done: 0, from: 0 });
+            self.rebase = Some(Rebase {
+                before: derived.over,
+                upto,
+                changed: Arc::clone(&derived.changed),
+                n_done: 0,
+                from: 0,
+            });
         }
         let mut n_items = 0;
         while n_items < max_items {
@@ -166,6 +176,13 @@ impl State {
     pub(crate) fn succeed(&mut self, old: &mut State) {
         self.handles = std::mem::take(&mut old.handles);
         self.size_limit = old.size_limit;
+    }
+
+    /// The trees it reads from: the base, and the one before it while inodes move.
+    #[must_use]
+    pub fn base_trees(&self) -> Vec<Cid> {
+        let before = self.rebase.as_ref().map(|rebase| rebase.before);
+        before.into_iter().chain([*self.base_cid()]).collect()
     }
 
     /// The commit up to which the base being taken over reaches, while that goes on.

@@ -152,10 +152,16 @@ impl Shared {
 
     fn is_checkpoint_due(&self, core: &Core, now: Duration) -> bool {
         let tail = core.journal.tail_bytes();
-        if core.wish.is_checkpointing || tail == 0 || core.journal.durable() <= core.journal.base().1 {
+        if core.wish.is_checkpointing || core.journal.durable() <= core.journal.base().1 {
             return false;
         }
         if core.wish.no_checkpoint_before.is_some_and(|at| now < at) {
+            return false;
+        }
+        if core.wish.retries_checkpoint {
+            return true;
+        }
+        if tail == 0 {
             return false;
         }
         let is_idle = now.saturating_sub(core.journal.touched()) >= CHECKPOINT_IDLE;
@@ -178,6 +184,7 @@ impl Shared {
         let now = self.clock.elapsed();
         let pause = core.pressure.pause(&made).or(made.is_err().then_some(CHECKPOINT_PAUSE));
         core.wish.no_checkpoint_before = pause.map(|pause| now + pause);
+        core.wish.retries_checkpoint = made.is_err();
         self.checkpoint_ended(&mut core);
         drop(core);
         if let Err(error) = made {
@@ -205,8 +212,11 @@ impl Shared {
             .map(|at| core.wish.no_checkpoint_before.map_or(at, |not_before| not_before.max(at)))
             .map(|at| at.saturating_sub(now));
         let look = self.next_look(core).map(|at| at.saturating_sub(now));
+        // If it is not due then, it waits for something to become durable, and who brings that about is heard.
+        let retry = core.wish.no_checkpoint_before.filter(|at| core.wish.retries_checkpoint && *at > now);
+        let retry = retry.map(|at| at - now);
         // Whoever holds the pen may take longer than what is due; look again soon, not at once.
-        let soonest = [run, cut, sync, idle, look].into_iter().flatten().min()?;
+        let soonest = [run, cut, sync, idle, look, retry].into_iter().flatten().min()?;
         Some(soonest.max(Duration::from_millis(5)))
     }
 }

@@ -115,6 +115,15 @@ impl fmt::Debug for VolumeOptions {
     }
 }
 
+/// What must stay of what is stored.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Referred {
+    /// Trees, in no order, some of them several times.
+    pub trees: Vec<Cid>,
+    /// Blocks and roots of files, likewise.
+    pub blocks: Vec<Cid>,
+}
+
 /// What a volume says about itself.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct VolumeStatus {

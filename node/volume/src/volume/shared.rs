@@ -45,8 +45,10 @@ pub(crate) struct Wish {
     pub(crate) pause_until: Option<Duration>,
     /// A checkpoint is being made.
     pub(crate) is_checkpointing: bool,
-    /// A checkpoint that failed is not tried again before.
+    /// Another checkpoint is not begun before.
     pub(crate) no_checkpoint_before: Option<Duration>,
+    /// The last checkpoint failed: it is tried again then, whether or not there is another reason.
+    pub(crate) retries_checkpoint: bool,
     /// End.
     pub(crate) stop: bool,
     /// The thread sleeps until it is told: nothing is dirty.
