@@ -22,9 +22,8 @@ pub(super) const RESERVE_BYTES: u64 = 80 << 20;
 /// How long freed space may take to be used.
 const FREED_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A volume that is left alone has made a checkpoint by then, and the log it keeps is shorter than this.
+/// A volume that is left alone has made a checkpoint by then.
 const FOLDED_TIMEOUT: Duration = Duration::from_secs(60);
-const FOLDED_BYTES: u64 = 64 << 10;
 
 /// A file is stored in pieces of this many bytes.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -291,17 +290,16 @@ enum Foreign {
     Everything,
 }
 
+/// The volume is left alone until it makes a checkpoint by itself.
 fn wait_until_folded(node: &Node) -> Result<()> {
-    let began = Instant::now();
-    loop {
-        let status = node.json(&["status"])?;
-        let bytes = status.pointer("/volumes/0/here/log_bytes").and_then(serde_json::Value::as_u64);
-        if bytes.context("status does not tell the length of the log")? < FOLDED_BYTES {
-            return Ok(());
-        }
-        ensure!(began.elapsed() < FOLDED_TIMEOUT, "the volume was left alone and is not folded: {bytes:?}");
+    let n_made =
+        || anyhow::Ok(std::fs::read_to_string(node.log())?.matches("checkpoint: checkpoint tree=").count());
+    let (before, began) = (n_made()?, Instant::now());
+    while n_made()? == before {
+        ensure!(began.elapsed() < FOLDED_TIMEOUT, "the volume was left alone and is not folded");
         std::thread::sleep(Duration::from_millis(500));
     }
+    Ok(())
 }
 
 /// What is removed on a full disk, and how.
